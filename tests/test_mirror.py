@@ -102,6 +102,7 @@ REASONS = {
         options.py        tests/integration/test_replicated.py     each changes how a bucket is opened
         outgoing.py       test_core.py                             each message of the model is one
         outside.py        test_core.py                             the model is one
+        own_changes.py    test_core.py                             the model applies changes when they are acknowledged
         position.py       test_core.py                             the rule that the model checks
         promise.py        test_core.py                             each answer is one
         publications.py   test_core.py                             the model loses their acknowledgements

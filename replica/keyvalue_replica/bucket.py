@@ -18,6 +18,7 @@ from keyvalue_engine import (
     Revise,
     Revision,
     Store,
+    StoreError,
     StoreOptions,
 )
 from keyvalue_engine.entry import Entry, unless_expired
@@ -34,6 +35,7 @@ from keyvalue_replica.layout import NS_PER_MS, ttl_headers
 from keyvalue_replica.options import LinkedOptions
 from keyvalue_replica.outgoing import Outgoing
 from keyvalue_replica.promise import Promise
+from keyvalue_replica.set_runs import SetRun
 
 __all__ = ["Read", "ReplicaBucket", "ReplicaStore"]
 
@@ -230,6 +232,32 @@ class ReplicaBucket:
         if ttl_ms:  # the deadline depends on the timestamp, which the delivery tells
             return core.publish_one(Outgoing(subject, value, ttl_headers(ttl_ms)), reservation)
         return core.publish_value(subject, value, reservation, (self._writable, key, value))
+
+    def begin_sets(self, keys: Sequence[bytes], values: Sequence[bytes]) -> SetRun | None:
+        """Store values together. Return None if they must be set one by one, and then nothing was published.
+
+        :param keys: keys of the same size
+        :param values: their values, all of the same size
+        """
+        core, value_bytes = self._core, len(values[0])
+        if (
+            self._ttl_ms
+            or self._quota is not None
+            or core.reservations.is_limited
+            or not self._engine.is_known()
+            or len(keys[0]) > self._key_bytes_max
+            or value_bytes > self._value_bytes_max
+            or value_bytes > core.value_bytes_max
+        ):
+            return None
+        layout, name = core.layout, self._name
+        try:
+            subjects = [layout.subject(name, key) for key in keys]
+        except StoreError:  # each `set` raises its own
+            return None
+        run = SetRun(core.publications, self._writable, keys, values)
+        core.publish_run(run, subjects)
+        return run
 
     def delete(self, key: bytes) -> Any:
         """Remove a key. The answer says nothing about whether it existed."""

@@ -30,11 +30,13 @@ from keyvalue_replica.increments import Increment, Increments, Step
 from keyvalue_replica.layout import Layout, headers_of
 from keyvalue_replica.outgoing import Outgoing, after_sequence
 from keyvalue_replica.outside import Outside
+from keyvalue_replica.own_changes import OwnChanges
 from keyvalue_replica.position import Delivery, Position
 from keyvalue_replica.promise import Promise
 from keyvalue_replica.publications import Change, Publication, Publications, ReplicaCounts
 from keyvalue_replica.reservations import Reservation, Reservations
 from keyvalue_replica.sequences import Sequences
+from keyvalue_replica.set_runs import SetRun
 
 __all__ = ["BATCH_KEYS_MAX", "HEADER_BYTES", "Core"]
 
@@ -76,7 +78,6 @@ class Core:
         self.counts = ReplicaCounts(self.position)
         self.reservations = reservations or Reservations(store)
         self.publications = Publications(self.position, self.counts, self._on_reused)
-        self.publications.apply = self._apply_own
         self.heard_s = 0.0  # when the consumer has last sent something
         #: Values of at most this size fit into a message. It is looked up in turns with changes, since that takes long.
         self.value_bytes_max = 0
@@ -85,6 +86,8 @@ class Core:
         self._outside = outside
         self._sequences = Sequences()
         self._applier = Applier(store, layout, self._sequences, self.counts, outside.stop_serving)
+        own_changes = OwnChanges(self._applier, layout, self._sequences, self.position)
+        self.publications.apply, self.publications.apply_run = own_changes.apply, own_changes.apply_run
         self._increments = Increments(self, self._sequences, self.counts)
         self._reply = f"{inbox}.".encode()
         self._reply_at = len(self._reply)
@@ -97,7 +100,7 @@ class Core:
         self.passing: Barrier | None = None  # while its callbacks run; reads that it allows need not wait
         self._mending: Publication | None = None  # the barrier that may make the position whole
         self._out: list[bytes] = []
-        self._unwritten: list[Publication] = []
+        self._unwritten: list[Publication | SetRun] = []
         self._is_due = False
         self._turn_s = 0.0  # the time when `flush` became due
         self._batches = Batches(self, instance)
@@ -183,9 +186,9 @@ class Core:
         if len(self._increments):
             self.flush_soon()
 
-    def acknowledge_all(self, sequences: list[tuple[int, int]]) -> None:
-        """Take the sequences of messages of ours that were stored, by the number in their reply subjects."""
-        self.publications.stored(sequences, self._outside.now_s())
+    def acknowledge_all(self, numbers: Sequence[bytes], sequences: Sequence[bytes]) -> None:
+        """Take the sequences of messages of ours that were stored, and the numbers in their reply subjects, as text."""
+        self.publications.stored(numbers, sequences, self._outside.now_s())
         if len(self._increments):
             self.flush_soon()
 
@@ -268,25 +271,6 @@ class Core:
         if not (position.is_whole or position.trusts_pending) and (self._mending is None or self._mending.done()):
             self._mending = self.barrier()
 
-    def _apply_own(self, publication: Publication, sequence: int) -> None:
-        """Apply a message of ours when it is acknowledged, because all before it are applied."""
-        change = publication.change
-        if self._applier.batch or (change is None and not publication.is_barrier):
-            return
-        if change is not None:
-            handle, key, value = change
-            if value is not None:
-                if self.layout.max_age_ns:  # the deadline depends on the timestamp, which the delivery tells
-                    return
-                handle.set(key, value)
-            else:
-                handle.delete(key)
-                if self._applier.on_delete is not None:
-                    self._applier.on_delete(self.layout.subject(handle.name, key), sequence)
-            if self._sequences.by_subject:
-                self._sequences.note(self.layout.subject(handle.name, key), sequence)
-        self.position.applied = sequence
-
     def release(self) -> None:
         """Answer what the position has passed, or try to make it whole."""
         if self.position.is_whole:
@@ -337,6 +321,17 @@ class Core:
         self._out += (self._before_subject, subject, self._after_subject, numbers, value, b"\r\n")
         self._unwritten.append(publication)
         return publication
+
+    def publish_run(self, run: SetRun, subjects: Sequence[bytes]) -> None:
+        """Publish the sets of a run, whose values have the same size. The run is told of their ends."""
+        if not self._is_due:
+            self.flush_soon()
+        self.publications.add_run(run, self._turn_s)
+        size = b" %d\r\n" % len(run.values[0])
+        parts = [self._before_subject, b"", self._after_subject, b"", size, b"", b"\r\n"] * len(subjects)
+        parts[1::7], parts[3::7], parts[5::7] = subjects, run.numbers, run.values
+        self._out += parts
+        self._unwritten.append(run)
 
     def publish_batch(self, messages: Sequence[Outgoing], reservation: Reservation | None) -> Publication:
         """Publish messages that are stored together or not at all. The publication is the answer."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from bisect import insort
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeAlias
 
 from keyvalue_engine import Bucket, StoreError
@@ -21,6 +21,7 @@ from keyvalue_replica.errors import BucketFullError, NotStoredError, UnknownOutc
 from keyvalue_replica.position import Position
 from keyvalue_replica.promise import Promise
 from keyvalue_replica.reservations import Reservation
+from keyvalue_replica.set_runs import SetRun
 
 __all__ = ["Answer", "Change", "CountSum", "Publication", "Publications", "ReplicaCounts", "answer_with"]
 
@@ -175,6 +176,8 @@ class Publications:
     :param on_reused: called if a message got a sequence that the stream had used before: it was created anew, or has
         lost messages
     :ivar apply: called with a publication that follows the position, and its sequence; applies it if it can
+    :ivar apply_run: called with a run, the index of a set that follows the position, the index after the last one to apply,
+        and the sequence of the first; applies them if it can
     :ivar observe: called with the seconds between publishing messages and their confirmation, with True for barriers, and
         with the number of messages
     """
@@ -182,6 +185,7 @@ class Publications:
     def __init__(self, position: Position, counts: ReplicaCounts, on_reused: Callable[[], None]) -> None:
         self.observe: Callable[[float, bool, int], None] | None = None
         self.apply: Callable[[Publication, int], None] | None = None
+        self.apply_run: Callable[[SetRun, int, int, int], None] | None = None
         self._barriers: deque[Publication] = deque()  # those that are not delivered, in the order of their numbers
         self._position = position
         self._counts = counts
@@ -189,11 +193,12 @@ class Publications:
         self._highest = 0  # the highest sequence that any acknowledgement has named
         self._tokens = 0
         self._unacknowledged: dict[int, Publication] = {}
+        self._runs: dict[bytes, SetRun] = {}  # by the number of the next set that is not answered
         self._acknowledged: deque[tuple[int, int, Publication]] = deque()  # in the order of their sequences
 
     def __len__(self) -> int:
         """Return the number of publications that are not answered."""
-        return len(self._unacknowledged) + len(self._acknowledged)
+        return len(self._unacknowledged) + len(self._acknowledged) + sum(map(len, self._runs.values()))
 
     def add(self, publication: Publication, now_s: float) -> int:
         """Add a publication. Return the number that names it in its reply subject."""
@@ -204,23 +209,105 @@ class Publications:
         self._unacknowledged[token] = publication
         return token
 
+    def add_run(self, run: SetRun, now_s: float) -> None:
+        """Add sets that are published together. Give them numbers."""
+        run.token = token = self._tokens + 1
+        self._tokens += len(run.keys)
+        run.began_s = now_s
+        applied, highest = self._position.applied, self._highest
+        run.after = applied if applied > highest else highest
+        run.numbers = tuple([b"%d" % number for number in range(token, self._tokens + 1)])
+        self._runs[run.numbers[0]] = run
+
+    def part(self, run: SetRun) -> None:
+        """Give each set of a run that is not answered a publication of its own. The run ends."""
+        del self._runs[run.numbers[run.answered]]
+        publications = []
+        for at in range(run.answered, len(run.keys)):
+            publication = Publication(None, (run.handle, run.keys[at], run.values[at]))
+            publication.token, publication.began_s, publication.after = run.token + at, run.began_s, run.after
+            self._unacknowledged[publication.token] = publication
+            publications.append(publication)
+        run.end(publications)
+
+    def part_all(self) -> None:
+        """End all runs."""
+        for run in list(self._runs.values()):
+            self.part(run)
+
+    def _parted(self, token: int) -> Publication | None:
+        """Return the publication of a set in a run, which ends; or None if the number is not that of such a set."""
+        for run in self._runs.values():
+            if run.token + run.answered <= token < run.token + len(run.keys):
+                self.part(run)
+                return self._unacknowledged[token]
+        return None
+
     def acknowledge(self, token: int, payload: bytes, now_s: float) -> None:
         """Take the server's answer: a PubAck in JSON, or nothing, which says that nobody serves the stream."""
         at = payload.find(b'"seq":')
         if at >= 0 and b'"error"' not in payload:
             end = payload.find(b",", at)
-            self.stored(((token, int(payload[at + 6 : end] if end > 0 else payload[at + 6 : -1])),), now_s)
-        elif (publication := self._unacknowledged.get(token)) is not None:
+            self.stored((b"%d" % token,), (payload[at + 6 : end] if end > 0 else payload[at + 6 : -1],), now_s)
+        elif (publication := self._unacknowledged.get(token) or self._parted(token)) is not None:
             self._refuse(publication, payload)
 
-    def stored(self, sequences: Iterable[tuple[int, int]], now_s: float) -> None:
+    def stored(self, numbers: Sequence[bytes], sequences: Sequence[bytes], now_s: float) -> None:
+        """Take the sequences of messages that were stored, and the numbers of the messages. Both are decimal text."""
+        runs, at = self._runs, 0
+        while runs and at < len(numbers):
+            run = runs.get(numbers[at])
+            if run is None:
+                start = at
+                while at < len(numbers) and numbers[at] not in runs:
+                    at += 1
+                self._each_stored(numbers[start:at], sequences[start:at], now_s)
+            else:
+                taken = self._take_run(run, numbers[at:], sequences[at:], now_s)
+                if not taken:
+                    self.part(run)
+                at += taken
+        if at < len(numbers):
+            self._each_stored(numbers[at:], sequences[at:], now_s)
+
+    def _take_run(self, run: SetRun, numbers: Sequence[bytes], sequences: Sequence[bytes], now_s: float) -> int:
+        """Apply and answer the next sets of a run. Return their number, or 0 if the run must end."""
+        start, number, position = run.answered, min(len(run), len(numbers)), self._position
+        first = int(sequences[0])
+        last, applied = first + number - 1, position.applied
+        if (
+            not position.is_whole
+            or first > applied + 1
+            or first <= run.after
+            or tuple(numbers[:number]) != run.numbers[start : start + number]
+            or list(sequences[:number]) != [b"%d" % sequence for sequence in range(first, last + 1)]
+        ):
+            return 0
+        if last > applied:
+            if self.apply_run is not None:
+                self.apply_run(run, start + applied + 1 - first, start + number, applied + 1)
+            if last > position.applied:
+                return 0
+        del self._runs[run.numbers[start]]
+        if number < len(run):
+            self._runs[run.numbers[start + number]] = run
+        self._report(number, run.began_s, now_s)
+        run.succeed(number)
+        return number
+
+    def _each_stored(self, numbers: Sequence[bytes], sequences: Sequence[bytes], now_s: float) -> None:
+        self._stored(zip(map(int, numbers), map(int, sequences), strict=True), now_s)
+
+    def _stored(self, sequences: Iterable[tuple[int, int]], now_s: float) -> None:
         """Take the sequences of messages that were stored, by their numbers. For speed, `Publication.succeed` is inlined."""
         position, take, apply = self._position, self._unacknowledged.pop, self.apply
         unobserved, unobserved_s = 0, 0.0  # the number of stored changes that `observe` does not know, and their time
         for token, sequence in sequences:
             publication = take(token, None)
             if publication is None:
-                continue  # it was given up
+                if self._parted(token) is None:
+                    continue  # it was given up
+                publication = take(token)
             if publication.began_s == unobserved_s and not publication.is_barrier:
                 unobserved += 1
             elif publication.is_barrier:
@@ -275,7 +362,7 @@ class Publications:
             stored.append((passed.token, sequence))
         is_whole = position.is_whole if passed is None else position.mend(passed.gaps)
         if stored:
-            self.stored(stored, now_s)
+            self._stored(stored, now_s)
         return is_whole
 
     def _refuse(self, publication: Publication, payload: bytes) -> None:
@@ -309,10 +396,13 @@ class Publications:
         if publication.owner is not None:
             publication.owner.failed()
 
-    def fail(self, publication: Publication, error: StoreError) -> None:
-        """End a publication that waits for its acknowledgement."""
-        if publication.token in self._unacknowledged:
-            self._fail(publication, error)
+    def fail(self, publication: Publication | SetRun, error: StoreError) -> None:
+        """End a publication, or the sets of a run, that wait for their acknowledgement."""
+        number = 1 if isinstance(publication, Publication) else len(publication.keys)
+        for token in range(publication.token, publication.token + number):
+            waiting = self._unacknowledged.get(token) or self._parted(token)
+            if waiting is not None:
+                self._fail(waiting, error)
 
     def release(self) -> None:
         """Answer the publications that the position has passed."""
@@ -327,6 +417,8 @@ class Publications:
         :param timeout_s: the time limit, for the text of the error
         """
         late = f"within {timeout_s:g} s (jetstream_timeout_ms)"
+        for run in [each for each in self._runs.values() if each.began_s <= before_s]:
+            self.part(run)
         # They are not in the order of their beginnings: batches wait before they are published.
         for publication in [each for each in self._unacknowledged.values() if each.began_s <= before_s]:
             self._fail(publication, unknown_outcome(publication, f"JetStream has not confirmed it {late}"))

@@ -79,38 +79,41 @@ class Acknowledgements:
 
     def take(self, buffer: bytes, at: int, end: int, subscription: bytes) -> int:
         """Take the acknowledgements at `at`. Return the offset after the last one."""
-        stored: list[tuple[int, int]] = []
+        numbers: list[bytes] = []
+        sequences: list[bytes] = []
         match, self.subscription = self.match, subscription
         while (found := match(buffer, at)) is not None:
             token, sid, sequence = found.groups()
             if sid != subscription:
                 break
-            stored.append((int(token), int(sequence)))
+            numbers.append(token)
+            sequences.append(sequence)
             size, at = found.end() - at, found.end()
             if buffer.startswith(self.prefix, at + (RUN_FRAMES_MIN - 2) * size):
                 bounds = at - size, *found.span(1), *found.span(3), at
-                at += size * self._take_run(self._runs.split(buffer, "sssss", bounds, end), stored)
-        if stored:
-            acknowledge(self._core, stored)
+                at += size * self._take_run(self._runs.split(buffer, "sssss", bounds, end), numbers, sequences)
+        if numbers:
+            acknowledge(self._core, numbers, sequences)
         return at
 
-    def _take_run(self, frames: Iterator[tuple[bytes, ...]], stored: list[tuple[int, int]]) -> int:
+    def _take_run(self, frames: Iterator[tuple[bytes, ...]], numbers: list[bytes], sequences: list[bytes]) -> int:
         """Take the acknowledgements that are like the first one. Return their number."""
-        before = len(stored)
+        before = len(numbers)
         head, _, middle, _, tail = next(frames)
         for its_head, token, its_middle, sequence, its_tail in frames:
             if its_head != head or its_middle != middle or its_tail != tail:
                 break
             if not (token.isdigit() and sequence.isdigit()):
                 break
-            stored.append((int(token), int(sequence)))
-        return len(stored) - before
+            numbers.append(token)
+            sequences.append(sequence)
+        return len(numbers) - before
 
 
-def acknowledge(core: Core, stored: list[tuple[int, int]]) -> None:
-    """Tell a core the sequences of its messages, by their numbers."""
+def acknowledge(core: Core, numbers: list[bytes], sequences: list[bytes]) -> None:
+    """Tell a core the numbers of its messages that were stored, and their sequences."""
     try:
-        core.acknowledge_all(stored)
+        core.acknowledge_all(numbers, sequences)
     except Exception:  # it must not end the connection
         log.exception("acknowledgements were not handled")
 
@@ -258,20 +261,24 @@ class Deliveries:
         size = second.end() + int(second[9]) + 2 - at
         if not buffer.startswith(self._acknowledgement, at + size * (RUN_FRAMES_MIN - 2)):
             return nothing
-        stored, sequences = self._split_pairs(buffer, first, second, at + size, end)
-        acknowledge(self._core, stored)
+        numbers, stored, sequences = self._split_pairs(buffer, first, second, at + size, end)
+        acknowledge(self._core, numbers, stored)
         newest = b"%0*d" % (len(second[5]), min(self._core.position.applied, 10 ** len(second[5]) - 1))
         count = sum(1 for _ in takewhile(newest.__ge__, sequences))
         return count, middle_at + (count - 1) * size, at + count * size
 
     def _split_pairs(
         self, buffer: bytes, first: re.Match[bytes], second: re.Match[bytes], pair_end: int, end: int
-    ) -> tuple[list[tuple[int, int]], list[bytes]]:
-        """Return the numbers in the acknowledgements, and the sequences of the deliveries, of all pairs like the first one."""
+    ) -> tuple[list[bytes], list[bytes], list[bytes]]:
+        """Return the numbers and the sequences in the acknowledgements, and the sequences of the deliveries.
+
+        They are those of all pairs like the first one.
+        """
         of_first = first.start(), *first.span(1), *first.span(3), first.end()
         of_second = second.start(2), second.end(3), *second.span(5), second.end(5) + 1, second.end(8), second.end()
         frames = self._runs.split(buffer, "ssssssxsssxsx", (*of_first, *of_second, pair_end), end)
-        stored: list[tuple[int, int]] = []
+        numbers: list[bytes] = []
+        stored: list[bytes] = []
         sequences: list[bytes] = []
         constant: tuple[bytes, ...] = ()
         for head, token, middle, sequence, tail, its_head, its_middle, place, point, its_size in frames:
@@ -282,9 +289,10 @@ class Deliveries:
                 constant = its_constant
             if not (token.isdigit() and sequence.isdigit()):
                 break
-            stored.append((int(token), int(sequence)))
+            numbers.append(token)
+            stored.append(sequence)
             sequences.append(place)
-        return stored, sequences
+        return numbers, stored, sequences
 
 
 class DeliveryRun:

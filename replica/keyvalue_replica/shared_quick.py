@@ -50,23 +50,25 @@ class SharedAcknowledgements:
     def take(self, buffer: bytes, at: int, end: int, subscription: bytes) -> int:
         """Take the acknowledgements at `at`. Return the offset after the last one."""
         match, before = self._match, b""
-        stored: list[tuple[int, int]] = []
+        numbers: list[bytes] = []
+        sequences: list[bytes] = []
         while (found := match(buffer, at)) is not None:
             number, token, sid, sequence = found.groups()
             if sid != subscription:
                 break
             if number != before:
-                self._pass_on(before, stored)
-                before, stored = number, []
-            stored.append((int(token), int(sequence)))
+                self._pass_on(before, numbers, sequences)
+                before, numbers, sequences = number, [], []
+            numbers.append(token)
+            sequences.append(sequence)
             at = found.end()
-        self._pass_on(before, stored)
+        self._pass_on(before, numbers, sequences)
         return at
 
-    def _pass_on(self, number: bytes, stored: list[tuple[int, int]]) -> None:
+    def _pass_on(self, number: bytes, numbers: list[bytes], sequences: list[bytes]) -> None:
         core = self._cores.get(number)
-        if stored and core is not None:
-            acknowledge(core, stored)
+        if numbers and core is not None:
+            acknowledge(core, numbers, sequences)
 
 
 class SharedBarriers:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import accumulate
 from typing import NamedTuple
 from unittest.mock import patch
 
-from keyvalue_engine import Store, StoreOptions
+from keyvalue_engine import Store, StoreError, StoreOptions
 from keyvalue_replica import quick
 from keyvalue_replica.answers import Barrier
 from keyvalue_replica.bucket import ReplicaBucket, ReplicaStore
@@ -21,11 +21,12 @@ from keyvalue_replica.clock import ServerClock
 from keyvalue_replica.core import Core
 from keyvalue_replica.layout import DELETES, Layout, headers_of
 from keyvalue_replica.options import LinkedOptions
+from keyvalue_replica.promise import Promise
 from keyvalue_replica.quick import Acknowledgements, Barriers, Deliveries
 from keyvalue_replica.shared_quick import SharedBarriers, SharedDeliveries
 from keyvalue_transport.nats.direct.routes import Quick
 
-__all__ = ["LAYOUT", "TIMEOUT_S", "Instance", "Stored", "Stream"]
+__all__ = ["LAYOUT", "TIMEOUT_S", "Instance", "Stored", "Stream", "set_together"]
 
 LAYOUT = Layout("model")
 TIMEOUT_S = 5.0
@@ -151,6 +152,32 @@ class MadeAgain:
 
     def __init__(self, source: Barrier) -> None:
         self.source = source
+
+
+def set_together(bucket: ReplicaBucket, keys: Sequence[bytes], values: Sequence[bytes]) -> list[Promise]:
+    """Set values of the same size in a run, if that is possible. Return the answer of each."""
+    run = bucket.begin_sets(keys, values)
+    if run is None:
+        return [bucket.set(key, value) for key, value in zip(keys, values, strict=True)]
+    answers = [Promise() for _ in keys]
+    waiting = deque(answers)
+
+    def take(number: int) -> None:
+        for _ in range(number):
+            waiting.popleft().set_result(None)
+
+    def pass_on(answer: Promise, publication: Promise) -> None:
+        try:
+            answer.set_result(publication.result())
+        except StoreError as error:
+            answer.set_exception(error)
+
+    def part(publications: Sequence[Promise]) -> None:
+        for answer, publication in zip(waiting, publications, strict=True):
+            publication.add_done_callback(partial(pass_on, answer))
+
+    run.begin(take, part)
+    return answers
 
 
 class Instance:

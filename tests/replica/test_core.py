@@ -23,13 +23,13 @@ from keyvalue_replica.errors import NotStoredError, UnknownOutcomeError
 from keyvalue_replica.layout import Layout
 from keyvalue_replica.options import LinkedOptions
 from keyvalue_replica.plain_layout import PlainLayout
-from tests.replica.stream_model import LAYOUT, TIMEOUT_S, Instance, MadeAgain, Stream
+from tests.replica.stream_model import LAYOUT, TIMEOUT_S, Instance, MadeAgain, Stream, set_together
 
 KEYS = (b"a", b"b", b"c.d")
 INSTANCES = 3
 #: The calls of a storm. The keys are missing often enough that they can be stored together.
 CALLS = (
-    *("set", "get", "get", "get-many", "set-many", "increment", "delete"),
+    *("set", "sets", "sets", "get", "get", "get-many", "set-many", "increment", "delete"),
     *("delete-many", "delete-many", "set-missing", "set-missing"),
 )
 instances = st.integers(0, INSTANCES - 1)
@@ -82,6 +82,14 @@ class Cluster(RuleBasedStateMachine):
     def ask(self, number: int, what: str, key: bytes, value: Any = None) -> None:
         instance = self.instances[number]
         bucket = instance.bucket()
+        if what == "sets":
+            keys = [each for each in (key, *KEYS[:2], key) if len(each) == len(key)]
+            values = [b"%d" % (1000 * (self.values + count)) for count in range(len(keys))]
+            self.values += len(keys)
+            if len(values[0]) == len(values[-1]):
+                answers = set_together(bucket, keys, values)
+                self.asked += [Asked("set", *each, instance) for each in zip(keys, values, answers, strict=True)]
+            return
         self.values += 1
         arguments = {"get": (key,), "delete": (key,), "set": (key, value), "increment": (key, value)}
         answer: Any
@@ -104,6 +112,10 @@ class Cluster(RuleBasedStateMachine):
     @rule(number=instances, key=keys, what=st.sampled_from(("get", "delete", "get-many", "delete-many")))
     def ask_without_value(self, number: int, key: bytes, what: str) -> None:
         self.ask(number, what, key)
+
+    @rule(number=instances, key=keys)
+    def set_together(self, number: int, key: bytes) -> None:
+        self.ask(number, "sets", key)
 
     @rule(number=instances, what=st.sampled_from(("set-many", "set-missing")))
     def set_several(self, number: int, what: str) -> None:

@@ -30,8 +30,8 @@ class Told:
         self.position = SimpleNamespace(applied=APPLIED)
         self.calls: list[tuple[Any, ...]] = []
 
-    def acknowledge_all(self, sequences: list[tuple[int, int]]) -> None:
-        self.calls.append(("acknowledge", *sequences))
+    def acknowledge_all(self, numbers: list[bytes], sequences: list[bytes]) -> None:
+        self.calls.append(("acknowledge", *zip(map(int, numbers), map(int, sequences), strict=True)))
 
     def deliver_known(self, count: int, last: tuple[int, int, int, int]) -> None:
         self.calls.append(("known", count, last))

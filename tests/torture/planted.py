@@ -34,18 +34,19 @@ __all__ = ["BUGS", "UNANSWERED", "command", "planted"]
 
 #: A class, the name of its method, and a function that takes the method's place. It gets the object and the method.
 Replaced: TypeAlias = tuple[type, str, Callable[..., Any]]
-#: The sequences of messages that were stored, by the numbers of their publications.
-Sequences: TypeAlias = Sequence[tuple[int, int]]
+#: The numbers of publications, or the sequences of their messages that were stored, as text.
+Texts: TypeAlias = Sequence[bytes]
 #: Numbers of requests to JetStream. Those of publications are lower.
 numbers = count(10**15)
 
 
-def answer_at_once(publications: Publications, stored: Any, sequences: Sequences, now_s: float) -> None:
-    for token, _ in sequences:
-        publication = publications._unacknowledged.get(token)
+def answer_at_once(publications: Publications, stored: Any, numbers: Texts, sequences: Texts, now_s: float) -> None:
+    publications.part_all()
+    for number in numbers:
+        publication = publications._unacknowledged.get(int(number))
         if publication is not None and not publication.is_barrier:
             publication.succeed()
-    stored(publications, sequences, now_s)
+    stored(publications, numbers, sequences, now_s)
 
 
 def answer_at_the_same_sequence(publications: Publications, _: Any) -> None:
@@ -63,18 +64,20 @@ def stay_whole(position: Position, advance: Any, *delivery: int) -> bool:
     return is_next
 
 
-def skip_to_own_change(publications: Publications, stored: Any, sequences: Sequences, now_s: float) -> None:
+def skip_to_own_change(publications: Publications, stored: Any, numbers: Texts, sequences: Texts, now_s: float) -> None:
     """Apply a change when it is acknowledged, although earlier ones have not been delivered."""
-    for token, sequence in sequences:
-        publication, position = publications._unacknowledged.get(token), publications._position
+    publications.part_all()
+    for number, sequence in zip(numbers, sequences, strict=True):
+        publication, position = publications._unacknowledged.get(int(number)), publications._position
         if publication is not None and publication.change is not None and position.has_passed(0):
-            position.applied = max(position.applied, sequence - 1)
-        stored(publications, [(token, sequence)], now_s)
+            position.applied = max(position.applied, int(sequence) - 1)
+        stored(publications, [number], [sequence], now_s)
 
 
 def send_again(core: Core, tick: Any) -> None:
     """Publish the changes again that have just been called unknown."""
     before_s = core._outside.now_s() - core.timeout_s
+    core.publications.part_all()
     late = [each for each in core.publications._unacknowledged.values() if each.began_s <= before_s]
     tick(core)
     for change in (publication.change for publication in late):

@@ -14,13 +14,13 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import TypeVar
 
-from keyvalue_engine import Bucket, Entry, FullError, NoSuchBucketError, Page, Revise, Revision, StoreError
+from keyvalue_engine import Bucket, Entry, FullError, NoSuchBucketError, Page, Revise, Revision, Store, StoreError
 from keyvalue_engine.entry import entry_size
 from keyvalue_provider.keyvalue.handles import BucketHandle, BucketStore, CallerHandles, Handles
 from keyvalue_provider.keyvalue.names import is_utf8
 from keyvalue_provider.keyvalue.policy import CallerKey, Policy
 from keyvalue_transport.keyvalue.errors import NoSuchStoreError, OtherError
-from keyvalue_transport.keyvalue.interface import AwaitedSuccess
+from keyvalue_transport.keyvalue.interface import AwaitedRun, AwaitedSuccess
 from keyvalue_transport.keyvalue.store import KEY_RESPONSE_BYTES, KeyResponse
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Again, Answer, Caller, Derived
 
@@ -119,6 +119,18 @@ class Service:
         except StoreError as error:
             raise _interface_error(error) from error
         return None if answer is None else AwaitedSuccess(answer, _read)
+
+    @property
+    def begin_sets(self) -> Callable[[Caller, bytes, Sequence[bytes], Sequence[bytes]], AwaitedRun | None] | None:
+        """Return a function that begins sets of one bucket together, or None if the store answers at once."""
+        return None if isinstance(self._store, Store) else self._begin_sets
+
+    def _begin_sets(
+        self, caller: Caller, bucket: bytes, keys: Sequence[bytes], values: Sequence[bytes]
+    ) -> AwaitedRun | None:
+        begin_sets = getattr(self._handles[caller].writable[bucket], "begin_sets", None)
+        changes = None if begin_sets is None else begin_sets(keys, values)
+        return None if changes is None else AwaitedRun(changes, _read)
 
     def delete(self, caller: Caller, bucket: bytes, key: bytes, /) -> Answer[None]:
         """Remove a key. A missing key is not an error."""

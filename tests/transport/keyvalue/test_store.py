@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 from zlib import crc32
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from keyvalue_transport.keyvalue.interface import (
     NEVER,
+    AwaitedRun,
     ParameterLimits,
     encode_bucket_key,
     encode_unit_result,
@@ -24,10 +25,11 @@ from keyvalue_transport.keyvalue.store import (
     decode_get,
     decode_set,
     encode_get_result,
+    encode_set,
     store_handlers,
 )
 from keyvalue_transport.wrpc.errors import NeedMoreBytes
-from keyvalue_transport.wrpc.handler import SMALL_BYTES, Caller, ForRuns, Handler
+from keyvalue_transport.wrpc.handler import SMALL_BYTES, Caller, ForBegunRuns, ForRuns, Handler
 from tests.transport.keyvalue.functions import (
     CALLER,
     FUNCTIONS,
@@ -195,3 +197,43 @@ def test_the_gets_of_a_run_have_the_results_of_single_gets(
         assert results == [single(CALLER, params, 0, len(params)) for params in run]
         assert tallies[0] == tallies[1]
         assert all(0 < len(result) <= SMALL_BYTES for result in results)
+
+
+class Together(Noted):
+    """A service that begins sets together, and notes them."""
+
+    def begin_sets(
+        self, caller: Caller, bucket: bytes, keys: Sequence[bytes], values: Sequence[bytes]
+    ) -> AwaitedRun | None:
+        self.calls += [("set", caller, bucket, key, value) for key, value in zip(keys, values, strict=True)]
+        return AwaitedRun(None, lambda read: None)  # type: ignore[arg-type] # it is not begun
+
+
+@settings(max_examples=300)
+@example([(b"b", b"k%d" % number, b"v%d" % number) for number in range(9)], b"", ParameterLimits())
+@example([(b"b", b"kv", b"2"), (b"b", b"k", b"v2")], b"", ParameterLimits())
+@example([(b"b", b"k", bytes(129))], b"", ParameterLimits())
+@example([(b"b", b"k", bytes(129))], b"", ParameterLimits(value_bytes_max=128))
+@given(
+    st.lists(st.tuples(texts, texts, texts), min_size=1, max_size=4),
+    st.binary(max_size=2),
+    st.builds(ParameterLimits, *[st.sampled_from([1, 127, 128, 1000])] * 3),
+)
+def test_sets_that_begin_together_are_those_that_would_begin_one_by_one(
+    sets: list[tuple[bytes, bytes, bytes]], extra: bytes, limits: ParameterLimits
+) -> None:
+    params = [encode_set(*each) + extra for each in sets]
+    sizes = len(params[0])
+    params = [each for each in params if len(each) == sizes]  # those of a run have one size
+    together, singly = Together(None), Noted(None)
+    handler: Any = store_handlers(together, limits)["set"]
+    assert type(handler) is ForBegunRuns
+    is_begun = handler.begin_run(CALLER, params) is not None
+    one_by_one = store_handlers(singly, limits)["set"]
+    for each in params:
+        outcome_at(one_by_one, each, 0, sizes)
+    assert together.calls == (singly.calls if is_begun else [])
+    are_alike = len({(bucket, len(key), len(value)) for bucket, key, value in sets[: len(params)]}) == 1
+    if are_alike and len(singly.calls) == len(sets) == len(params) and not extra:
+        is_short = all(name.isascii() and len(name) < 128 for each in sets for name in each[:2])
+        assert is_begun == is_short

@@ -13,15 +13,24 @@ tests/test_wit.py fails until the Protocol, the handlers, the client and `wit/` 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from keyvalue_transport.keyvalue.errors import AccessDeniedError, InterfaceError, NoSuchStoreError, OtherError
 from keyvalue_transport.keyvalue.outcomes import ACCESS_DENIED, FAILED, NO_SUCH_STORE, NONE, OK, OTHER, Tally
 from keyvalue_transport.wrpc.errors import DecodeError, Length, LengthLimitError, NeedMoreBytes
-from keyvalue_transport.wrpc.handler import Answer, Caller, Derived, Handler, HandlerResult, LargeResult
+from keyvalue_transport.wrpc.handler import (
+    Answer,
+    BegunRun,
+    Caller,
+    Derived,
+    Handler,
+    HandlerResult,
+    LargeResult,
+    Pending,
+)
 from keyvalue_transport.wrpc.values import read_bytes, read_tag, read_text, write_length
 
 __all__ = [
@@ -32,6 +41,7 @@ __all__ = [
     "VALUE",
     "WRITES",
     "AwaitedResult",
+    "AwaitedRun",
     "AwaitedSuccess",
     "ParameterLimits",
     "decode_unit_result",
@@ -292,6 +302,59 @@ class AwaitedSuccess(Derived[None]):
                 return error_result(error, self.tally)
         self.tally[OK] += 1
         return OK_UNIT
+
+
+class Changes(Protocol):
+    """Changes that were begun together. They end in order, or one by one."""
+
+    def begin(self, take: Callable[[int], object], part: Callable[[Sequence[Awaitable[None]]], object], /) -> None:
+        """Tell the caller when changes end.
+
+        :param take: called with the number of the next changes that have succeeded
+        :param part: called once with an answer for each change that has not ended, if they end one by one from now on
+        """
+
+    def part(self) -> None:
+        """Let the changes that have not ended end one by one."""
+
+
+class AwaitedRun:
+    """The answers of a run of calls without values. It is the `BegunRun` of such calls.
+
+    :param derive: only translates the errors of the changes
+    :ivar tally: counts the calls; set by the handler
+    """
+
+    __slots__ = ("_changes", "_derive", "_part", "_take", "tally")
+
+    tally: Tally
+    _take: Callable[[BegunRun, int, bytes], object]
+    _part: Callable[[BegunRun, Sequence[Pending]], object]
+
+    def __init__(self, changes: Changes, derive: Callable[[Callable[[], Any]], None]) -> None:
+        self._changes = changes
+        self._derive = derive
+
+    def begin(
+        self, take: Callable[[BegunRun, int, bytes], object], part: Callable[[BegunRun, Sequence[Pending]], object]
+    ) -> None:
+        """Tell the caller when answers come."""
+        self._take, self._part = take, part
+        self._changes.begin(self._succeed, self._end_singly)
+
+    def part(self) -> None:
+        """Let the answers that have not come yet come one by one."""
+        self._changes.part()
+
+    def _succeed(self, number: int) -> None:
+        self.tally[OK] += number
+        self._take(self, number, OK_UNIT)
+
+    def _end_singly(self, answers: Sequence[Awaitable[None]]) -> None:
+        awaited = [AwaitedSuccess(answer, self._derive) for answer in answers]
+        for each in awaited:
+            each.tally = self.tally
+        self._part(self, awaited)
 
 
 def error_result(error: Exception, tally: Tally) -> bytes:

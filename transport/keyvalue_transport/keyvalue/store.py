@@ -25,6 +25,7 @@ from keyvalue_transport.keyvalue.interface import (
     OK_UNIT,
     VALUE,
     AwaitedResult,
+    AwaitedRun,
     AwaitedSuccess,
     ParameterLimits,
     encode_unit_result,
@@ -36,13 +37,14 @@ from keyvalue_transport.keyvalue.interface import (
     slow_handler,
 )
 from keyvalue_transport.keyvalue.outcomes import NONE, OK, Tally, new_tally
-from keyvalue_transport.wrpc.errors import NeedMoreBytes
+from keyvalue_transport.wrpc.errors import DecodeError, NeedMoreBytes
 from keyvalue_transport.wrpc.handler import (
     LARGE_BYTES,
     SMALL_BYTES,
     Again,
     Answer,
     Caller,
+    ForBegunRuns,
     ForRuns,
     Handler,
     HandlerResult,
@@ -65,6 +67,7 @@ __all__ = [
     "STORE",
     "KeyResponse",
     "ReadsTogether",
+    "SetsTogether",
     "StoreInterface",
     "decode_delete",
     "decode_exists",
@@ -129,6 +132,19 @@ class ReadsTogether(Protocol):
         """Return the values of keys, as one `get` for each does. Return None if they must be read one by one.
 
         Return Again if all of them must wait, and be read again.
+        """
+        ...
+
+
+@runtime_checkable
+class SetsTogether(Protocol):
+    """A store that may begin many sets at once, which costs less than beginning them one by one."""
+
+    @property
+    def begin_sets(self) -> Callable[[Caller, bytes, Sequence[bytes], Sequence[bytes]], AwaitedRun | None] | None:
+        """Return a function that stores values under keys of one bucket, in order, or None if there is none.
+
+        The keys and the values have the same sizes. The function returns None if they must be stored one by one.
         """
 
 
@@ -257,10 +273,11 @@ def store_handlers(
         counts as `none`
     """
     tally = tallies or store_tallies()
-    get = _get_handler(store.get, limits, tally["get"])
+    get, set_ = _get_handler(store.get, limits, tally["get"]), _set_handler(store.set, limits, tally["set"])
+    begin_sets = store.begin_sets if isinstance(store, SetsTogether) else None
     return {
         "get": _gets(store, get, limits, tally["get"]) if isinstance(store, ReadsTogether) else get,
-        "set": _set_handler(store.set, limits, tally["set"]),
+        "set": set_ if begin_sets is None else ForBegunRuns(set_, _begin_sets(begin_sets, limits, tally["set"])),
         "delete": function_handler(decode_delete, store.delete, encode_unit_result, NEVER, limits, tally["delete"]),
         "exists": function_handler(decode_exists, store.exists, encode_truth_result, False, limits, tally["exists"]),
         "list-keys": slow_handler(decode_list_keys, store.list_keys, encode_key_response, limits, tally["list-keys"]),
@@ -389,3 +406,45 @@ def _set_handler(
         return OK_UNIT
 
     return handle
+
+
+def _begin_sets(
+    begin_sets: Callable[[Caller, bytes, Sequence[bytes], Sequence[bytes]], AwaitedRun | None],
+    limits: ParameterLimits,
+    tally: Tally,
+) -> Callable[[Caller, Sequence[bytes]], AwaitedRun | None]:
+    """Return a function that begins the sets of a run, if the bucket and all sizes are the same, and the names short."""
+
+    def call_run(caller: Caller, params: Sequence[bytes]) -> AwaitedRun | None:
+        first = params[0]
+        try:
+            key_at = first[0] + 2
+            at = key_at + first[key_at - 1]
+            value_bytes, value_at = read_unsigned(first, at, len(first), 32)
+        except (IndexError, NeedMoreBytes, DecodeError):
+            return None
+        if (
+            key_at - 2 > limits.short_bucket_bytes_max
+            or at - key_at > limits.short_key_bytes_max
+            or value_bytes > limits.value_bytes_max
+            or value_at + value_bytes != len(first)
+        ):
+            return None
+        number, head, sizes = len(params), first[:key_at], first[at:value_at]
+        keys = [each[key_at:at] for each in params]
+        if (
+            [each[:key_at] for each in params].count(head) < number
+            or [each[at:value_at] for each in params].count(sizes) < number
+            or not head.isascii()
+            or not b"".join(keys).isascii()
+        ):
+            return None
+        try:
+            run = begin_sets(caller, head[1:-1], keys, [each[value_at:] for each in params])
+        except Exception:  # each `set` raises it again
+            return None
+        if run is not None:
+            run.tally = tally
+        return run
+
+    return call_run

@@ -23,8 +23,10 @@ __all__ = [
     "Again",
     "Answer",
     "Begun",
+    "BegunRun",
     "Caller",
     "Derived",
+    "ForBegunRuns",
     "ForRuns",
     "Handler",
     "HandlerResult",
@@ -149,6 +151,42 @@ class Begun:
         """
         if not self._may_begin(caller.source_id):
             raise NoPlaceError
+        return self.handler(caller, buffer, start, end)
+
+
+class BegunRun(Protocol):
+    """The answers to calls that have begun changes together. They come in the order of the calls."""
+
+    def begin(
+        self, take: Callable[[BegunRun, int, bytes], object], part: Callable[[BegunRun, Sequence[Pending]], object], /
+    ) -> None:
+        """Tell the caller when answers come. This is called once, before any has come.
+
+        :param take: called with the number of the next calls that have the same result, and the encoded result
+        :param part: called once with the Pending answer of each call that still waits, if they come one by one from now
+            on; then `take` is not called any more
+        """
+
+    def part(self) -> None:
+        """Let the answers that have not come yet come one by one."""
+
+
+class ForBegunRuns:
+    """The handler of a function that changes something, and whose calls cost less if many are begun together.
+
+    :param handler: makes one call
+    :param begin_run: begins the calls of one caller, in order. It gets their parameters, each whole and of the same size.
+        It returns None if they must be made one by one, and then it has begun none of them. It must not raise
+    """
+
+    __slots__ = ("begin_run", "handler")
+
+    def __init__(self, handler: Handler, begin_run: Callable[[Caller, Sequence[bytes]], BegunRun | None]) -> None:
+        self.handler = handler
+        self.begin_run = begin_run
+
+    def __call__(self, caller: Caller, buffer: bytes, start: int, end: int) -> HandlerResult:
+        """Make one call."""
         return self.handler(caller, buffer, start, end)
 
 

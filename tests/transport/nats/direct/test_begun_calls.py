@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hypothesis import example, given
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from keyvalue_replica.promise import Promise
 from keyvalue_transport.nats.direct.protocol import DirectProtocol
 from keyvalue_transport.wrpc.errors import DecodeError
-from keyvalue_transport.wrpc.handler import Caller, HandlerResult
+from keyvalue_transport.wrpc.handler import BegunRun, Caller, ForBegunRuns, HandlerResult, Pending
 from keyvalue_transport.wrpc.invocation import InvocationLimits
 from tests.transport.nats.direct.scene import MIB, SET, Reader, Socket, answer, direct_core, hmsg, info, publications
 
@@ -44,18 +44,48 @@ class Awaited:
         return RESULTS.get(self._params, b"")
 
 
+class Run:
+    """Calls of a run that wait. Two thirds of them end together, and the others one by one."""
+
+    def __init__(self, number: int) -> None:
+        self._left = number
+        self._promises: list[Promise] = []
+
+    def begin(
+        self, take: Callable[[BegunRun, int, bytes], object], part: Callable[[BegunRun, Sequence[Pending]], object]
+    ) -> None:
+        self._take, self._part = take, part
+
+    def part(self) -> None:
+        self._promises = [Promise() for _ in range(self._left)]
+        self._left = 0
+        self._part(self, [Awaited(promise, b"small") for promise in self._promises])
+
+    def end(self) -> None:
+        for number in (self._left // 3, self._left // 3):
+            if number:
+                self._left -= number
+                self._take(self, number, b"result")
+        if self._left:
+            self.part()
+        for promise in self._promises:
+            if not promise.done():
+                promise.set_result(None)
+
+
 class Scene:
     """A connection with one function, which begins changes. They end when the test says so."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.routes, self.invocations, self.steps = direct_core(InvocationLimits(waiting_max=WAITING_MAX))
-        self.routes.add(SET, self.invocations.if_may_wait(self._handle))
+        self.routes.add(SET, self.invocations.if_may_wait(ForBegunRuns(self._handle, self._begin_run)))
         self.socket = Socket()
         self.protocol = DirectProtocol(Reader(loop), self.routes, loop)
         self.socket.protocol = self.protocol
         self.protocol.connection_made(self.socket)  # type: ignore[arg-type] # what is used of it
         self.protocol.data_received(info(MIB) + b"PONG\r\n")
         self.begun: Counter[bytes] = Counter()
+        self.runs: list[Run] = []
         self._answers: list[tuple[Promise, bytes]] = []
         self._shared = Promise()
 
@@ -73,8 +103,18 @@ class Scene:
             self._answers.append((promise, params))
         return Awaited(promise, params)
 
+    def _begin_run(self, caller: Caller, params: Sequence[bytes]) -> Run | None:
+        if set(params) != {b"small"}:
+            return None
+        self.begun[b"small"] += len(params)
+        self.runs.append(Run(len(params)))
+        return self.runs[-1]
+
     def end(self) -> None:
         """Let the changes end that have begun, as acknowledgements would that arrive in one read."""
+        runs, self.runs = self.runs, []
+        for run in runs:
+            run.end()
         answers, self._answers = self._answers, []
         for promise, params in answers:
             if params == b"cancelled":
@@ -96,6 +136,7 @@ OPERATIONS = st.lists(
 
 
 @example([[b"small"] * 12, "end"])
+@example([[b"small"] * 7, [b"large"], "end", [b"small"] * 6, "end", [b"small"] * 6])
 @example([[b"small"] * 3, [b"shared"] * 3])
 @given(OPERATIONS)
 def test_each_call_is_answered_once(operations: list[list[bytes] | str]) -> None:
@@ -147,6 +188,20 @@ def test_the_answers_of_changes_that_end_together_leave_in_one_write(loop: async
     loop.run_until_complete(asyncio.sleep(0))
     assert len(scene.socket.buffer) == 1
     assert scene.invocations.waiting == 0
+
+
+def test_the_calls_of_a_run_begin_together(loop: asyncio.AbstractEventLoop) -> None:
+    scene = Scene(loop)
+    for replies in (range(10, 12), range(12, 16)):  # the first two frames are learned from
+        scene.protocol.data_received(b"".join(hmsg(SET, b"small", b"r%d" % number) for number in replies))
+    assert [run._left for run in scene.runs] == [4]
+    assert scene.invocations.waiting == 6
+    assert scene.routes.begun is not None
+    scene.routes.begun.close()
+    loop.run_until_complete(asyncio.sleep(0))
+    assert scene.invocations.waiting == 0
+    scene.end()  # too late
+    assert len(publications(scene.socket.take())) == 2 * 6, "each has a handshake and an end, but no result"
 
 
 def test_calls_that_still_wait_end_when_the_server_stops(loop: asyncio.AbstractEventLoop) -> None:

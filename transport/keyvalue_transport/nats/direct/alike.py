@@ -31,7 +31,7 @@ from keyvalue_transport.nats.direct.frames import MessageFrame
 from keyvalue_transport.nats.direct.runs import FrameRun
 from keyvalue_transport.nats.headers import BLOCK_BYTES_MAX, CRLF, TRACEPARENT_LINE
 from keyvalue_transport.nats.reply_subjects import REPLY_BYTES_MAX, ReplySubjects
-from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller, ForRuns, Handler
+from keyvalue_transport.wrpc.handler import ANONYMOUS, Begun, Caller, ForBegunRuns, ForRuns, Handler
 
 __all__ = ["RUN_FRAMES_MAX", "SHAPES_MAX", "Alike", "InvocationFrame", "InvocationGroup", "Shape"]
 
@@ -78,7 +78,8 @@ class Shape:
         self.head, self.prefix = head, b"%b %b %b %b" % (words[0], words[1], words[2], head)
         self.suffix, self.rest = rest[:trace_at], rest[rest_at:]
         self.handler, self.caller = handler, caller
-        self._has_params = type(handler) is ForRuns
+        called = handler.handler if type(handler) is Begun else handler
+        self._has_params = type(called) is ForRuns or type(called) is ForBegunRuns
         self._rest_bytes = len(rest)
         self._layout = (
             *(self.prefix, len(self.prefix), self.suffix, len(self.suffix), self.rest, len(rest)),

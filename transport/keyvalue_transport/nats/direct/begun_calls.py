@@ -2,20 +2,23 @@
 
 Most of them change the replicated store. Many end in one read, and their answers leave together. So each costs little:
 a tuple while it waits, and no handshake of its own, because the handshake leaves together with the result.
+
+The calls of a run (runs.py) begin together, and mostly end together. They cost a place in a tuple each.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
 from typing import Any, TypeAlias
 
 from keyvalue_transport.nats.direct.alike import InvocationFrame
 from keyvalue_transport.nats.direct.answers import END, RESULT_LINES, SMALL, FrameReplies
 from keyvalue_transport.nats.direct.frames import traceparent_in
+from keyvalue_transport.nats.direct.runs import FrameRun
 from keyvalue_transport.wrpc.errors import NoPlaceError
-from keyvalue_transport.wrpc.handler import Begun, Caller, HandlerResult, Pending
+from keyvalue_transport.wrpc.handler import Begun, BegunRun, Caller, ForBegunRuns, HandlerResult, Pending
 from keyvalue_transport.wrpc.invocation import Invocations, Step
 
 __all__ = ["BegunCalls"]
@@ -26,6 +29,8 @@ Enter: TypeAlias = Callable[[Begun, Caller, bytes, bytes, int, int, int, Handler
 Group: TypeAlias = tuple[tuple[bytes, bytes, bytes], bytes, Begun, Caller]
 #: A group, the tail of the reply subject, the Pending answer and the `traceparent`.
 Call: TypeAlias = tuple[Group, bytes, Pending, str | None]
+#: A group, the tails of the reply subjects of the calls that wait, and their `traceparent`s if they have any.
+Run: TypeAlias = tuple[Group, tuple[bytes, ...], Sequence[str | None] | None]
 
 
 class BegunCalls:
@@ -50,6 +55,7 @@ class BegunCalls:
         self._send = send
         self._call_soon = call_soon
         self._calls: dict[Any, Call] = {}
+        self._runs: dict[BegunRun, Run] = {}
         self._out: list[bytes] = []  # the answers that leave at the next `_flush`
         self._is_due = False
         self._answered = 0  # number of these answers that are not counted yet
@@ -67,6 +73,10 @@ class BegunCalls:
         invocations, calls, handler, done = self._invocations, self._calls, begun.handler, self._done
         group = self._replies.begun(head), head, begun, caller
         room = invocations.room(caller.source_id)
+        if type(handler) is ForBegunRuns:
+            if type(frames) is FrameRun and len(frames) <= room and self._begin_run(handler, group, frames, buffer):
+                return 0
+            handler = handler.handler
         number, out_bytes, is_traced = 0, 0, True
         for tail, at, start, end in frames:
             result: HandlerResult | Exception
@@ -93,6 +103,41 @@ class BegunCalls:
         if number:
             invocations.begin_waits(caller.source_id, number)
         return out_bytes
+
+    def _begin_run(self, handler: ForBegunRuns, group: Group, frames: FrameRun, buffer: bytes) -> bool:
+        """Call the handler for a run. Return False if the calls must begin one by one."""
+        caller = group[3]
+        run = handler.begin_run(caller, frames.params)
+        if run is None:
+            return False
+        traces = None
+        _, at, start, _ = next(iter(frames))
+        if traceparent_in(buffer, at, start) is not None:
+            traces = [traceparent_in(buffer, at, start) for _, at, start, _ in frames]
+        self._runs[run] = group, frames.tails, traces
+        self._invocations.begin_waits(caller.source_id, len(frames))
+        run.begin(self._take, self._part)
+        return True
+
+    def _take(self, run: BegunRun, number: int, result: bytes) -> None:
+        """Take the result of the next calls of a run."""
+        group, tails, traces = self._runs.pop(run)
+        if number < len(tails):
+            self._runs[run] = group, tails[number:], traces and traces[number:]
+            tails = tails[:number]
+        pub, handshake, next_pub = group[0]
+        parts = [pub, b"", handshake, b"", RESULT_LINES[len(result)] + result + next_pub, b"", END] * number
+        parts[1::7] = parts[3::7] = parts[5::7] = tails
+        self._out += parts
+        self._answered += number
+        self._note_end(group[3].source_id, number)
+
+    def _part(self, run: BegunRun, answers: Sequence[Pending]) -> None:
+        """Let the remaining calls of a run wait one by one."""
+        group, tails, traces = self._runs.pop(run)
+        for tail, pending, trace in zip(tails, answers, traces or [None] * len(tails), strict=True):
+            self._calls[pending.answer] = group, tail, pending, trace
+            pending.answer.add_done_callback(self._done)  # type: ignore[attr-defined] # a future or the like
 
     def _done(self, answer: Any) -> None:
         """Take an answer that is ready."""
@@ -128,13 +173,13 @@ class BegunCalls:
         self._on_step(step)
         self._note_end(caller.source_id)
 
-    def _note_end(self, source_id: str | None) -> None:
-        """Count a call that has ended, and let `_flush` be called."""
+    def _note_end(self, source_id: str | None, number: int = 1) -> None:
+        """Count calls that have ended, and let `_flush` be called."""
         if self._ended and source_id != self._source_id:
             self._invocations.end_waits(self._source_id, self._ended)
             self._ended = 0
         self._source_id = source_id
-        self._ended += 1
+        self._ended += number
         if not self._is_due:
             self._is_due = True
             self._call_soon(self._flush)
@@ -152,6 +197,8 @@ class BegunCalls:
 
     def close(self) -> None:
         """Give up the calls that wait, because the server stops."""
+        for run in list(self._runs):
+            run.part()
         for answer in list(self._calls):
             answer.cancel()
         while self._calls:  # those whose answer can't be cancelled, or calls back later

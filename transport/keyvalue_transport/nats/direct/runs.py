@@ -20,8 +20,8 @@ class FrameRun:
     """The calls of a run. It is an iterable of their tuples, like the calls of any other group (alike.py).
 
     :param tails: the tails of their reply subjects
-    :param params: their parameters, if their handler is `ForRuns`; otherwise empty
-    :ivar arguments: what the handler's `split` returns, after `results_of` was called
+    :param params: their parameters, if their handler makes the calls of a run together; otherwise empty
+    :ivar arguments: what the `split` of `ForRuns` returns, after `results_of` was called
     :param at: the offset of the first frame
     :param frame_bytes: the size of a frame
     :param start: the offset of the first frame's parameters
