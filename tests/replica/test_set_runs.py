@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from unittest.mock import patch
 
 import pytest
 
@@ -26,7 +27,27 @@ class Scene:
         self.own.finish()
         self.publications = self.own.core.publications
         self.answers = set_together(self.own.bucket(), KEYS, VALUES)
-        assert len(self.publications._runs) == 1
+        (run,) = self.publications._runs.values()
+        self.numbers = run.numbers
+
+    def acknowledge(self, *sets: int, first: int = 2) -> None:
+        """Receive acknowledgements of sets in one read. The sequences follow each other from `first` on."""
+        numbers = [self.numbers[each] for each in sets]
+        self.own.core.acknowledge_all(numbers, [b"%d" % (first + at) for at in range(len(sets))])
+
+    def write_with_another(self) -> None:
+        """Write the sets. Another instance's change is stored between the second and the third."""
+        write = self.own.write
+
+        def interrupted(frames: bytes) -> bool:
+            at = frames.index(b"PUB ", frames.index(VALUES[1]))
+            write(frames[:at])
+            self.other.bucket().set(KEYS[0], b"another")
+            self.other.settle()
+            return write(frames[at:])
+
+        with patch.object(self.own, "write", interrupted):
+            self.own.settle()
 
     def ends(self) -> list[str]:
         """Return how each set has ended."""
@@ -66,6 +87,43 @@ def deliver_first(scene: Scene) -> None:
     assert scene.ends() == ["stored"] + ["waits"] * 5
 
 
+def deliver_one_and_acknowledge_three(scene: Scene) -> None:
+    scene.own.settle()
+    scene.own.deliver(1)
+    scene.acknowledge(0, 1, 2)
+    assert scene.ends() == ["stored"] * 3 + ["waits"] * 3
+
+
+def acknowledge_not_the_next(scene: Scene) -> None:
+    scene.own.settle()
+    scene.acknowledge(0, 2)
+    assert scene.ends() == ["stored", "waits", "stored", "waits", "waits", "waits"]
+    scene.own.follow(whole=True)  # that cannot be, so the engine is wrong now
+
+
+def write_in_the_middle(scene: Scene) -> None:
+    """Another instance's change is stored after the second set. No later one may be answered before it is applied."""
+    scene.write_with_another()
+    for _ in range(3):
+        scene.own.acknowledge()
+    assert scene.ends() == ["stored"] * 2 + ["waits"] * 4
+
+
+def acknowledge_together_what_is_not_stored_together(scene: Scene) -> None:
+    scene.write_with_another()
+    scene.own.core.acknowledge_all(list(scene.numbers), [b"2", b"3", b"5", b"6", b"7", b"8"])
+    assert scene.ends() == ["stored"] * 2 + ["waits"] * 4
+
+
+def let_messages_age(scene: Scene) -> None:
+    """The deadline depends on the timestamp, which only the delivery tells."""
+    scene.own.settle()
+    with patch.object(scene.own.core.layout, "max_age_ns", 10**18):
+        scene.own.acknowledge()
+    assert scene.ends() == ["waits"] * 6
+    assert scene.own.core.store.bucket(b"b").get(KEYS[0]) is None
+
+
 def write_in_between(scene: Scene) -> None:
     scene.other.bucket().set(KEYS[1], b"another")
     scene.other.settle()
@@ -103,6 +161,11 @@ def increment_as_well(scene: Scene) -> None:
         acknowledge_in_parts,
         acknowledge_in_another_order,
         deliver_first,
+        deliver_one_and_acknowledge_three,
+        acknowledge_not_the_next,
+        write_in_the_middle,
+        acknowledge_together_what_is_not_stored_together,
+        let_messages_age,
         write_in_between,
         be_torn,
         increment_as_well,
@@ -172,3 +235,10 @@ def test_sets_that_need_more_are_not_published_together(options: StoreOptions | 
     assert instance.replica.bucket(b"no key", LinkedOptions()).begin_sets([b"key"], [b"value"]) is None
     instance.finish()
     assert instance.stream.last == 1
+
+
+def test_a_sequence_that_was_used_before_means_another_stream() -> None:
+    scene = Scene()
+    scene.own.settle()
+    scene.acknowledge(0, first=1)
+    assert scene.own.must_read

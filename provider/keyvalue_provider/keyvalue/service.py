@@ -128,7 +128,10 @@ class Service:
     def _begin_sets(
         self, caller: Caller, bucket: bytes, keys: Sequence[bytes], values: Sequence[bytes]
     ) -> AwaitedRun | None:
-        begin_sets = getattr(self._handles[caller].writable[bucket], "begin_sets", None)
+        last = self._last
+        if caller is not last[0]:
+            last = self._remember(caller)
+        begin_sets = getattr(last[1].writable[bucket], "begin_sets", None)
         changes = None if begin_sets is None else begin_sets(keys, values)
         return None if changes is None else AwaitedRun(changes, _read)
 
