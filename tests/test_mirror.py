@@ -69,7 +69,6 @@ REASONS = {
         redis/listener.py         tests/integration/test_redis.py       it needs sockets
         redis/revisions.py        tests/integration/test_redis_beside_redis.py  the answers of a real server
         redis/server_commands.py  tests/integration/test_redis_beside_redis.py  the answers of a real server
-        redis/session.py          tests/integration/test_redis_replicated.py  its order needs answers that come later
         redis/strings.py          tests/integration/test_redis_beside_redis.py  the answers of a real server
         redis/surroundings.py     tests/integration/test_redis.py       what a session needs from a provider
         nats/connection_state.py  nats/test_connection.py               the states of a connection

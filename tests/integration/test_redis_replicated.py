@@ -171,3 +171,20 @@ def test_of_several_clients_one_creates_the_keys(nats: NatsServer, tmp_path: Pat
         assert [one.answer() for _ in range(3)] == [1, 0, None]
         if batch == "atomic":
             assert "1001 keys" in str(one.call(b"MSETNX", *(part for n in range(1_001) for part in (b"%d" % n, b""))))
+
+
+def test_a_client_that_requests_large_values_and_does_not_read(nats: NatsServer, tmp_path: Path) -> None:
+    """500 requests of one read wait for one barrier. Their answers must not be made together when it passes."""
+    value = b"v" * 900_000
+    with redis_provider(tmp_path, nats, "large", store="jetstream", jetstream_bucket="large") as running:
+        status = Path(f"/proc/{running.process.process.pid}/status")
+        with Wire(running.socket) as wire, Wire(running.socket) as other:
+            assert wire.call(b"SET", b"k", value) == b"OK"
+            before_kib = int(status.read_text().partition("VmRSS:")[2].split()[0])
+            wire.send(encode_request([b"SET", b"other", b"v"]) + encode_request([b"GET", b"k"]) * 500)
+            for _ in range(20):
+                assert other.call(b"GET", b"missing") is None
+            assert wire.answer() == b"OK"
+            assert all(wire.answer() == value for _ in range(500))
+        peak_kib = int(status.read_text().partition("VmHWM:")[2].split()[0])
+        assert peak_kib - before_kib < 40_000

@@ -3,7 +3,8 @@
     socket ── read ──> ClientConnection.data_received ──> RequestReader ──> RedisSession ──> one write
 
 All requests of a read are executed, and their answers are written together. A connection stops reading while its output
-is not written, or while requests wait. A client that reads nothing then holds one answer, and what the socket holds.
+is not written, or while requests wait. A client that reads nothing then holds the answers of a full session, a full
+write buffer, and what the socket holds.
 """
 
 from __future__ import annotations
@@ -144,14 +145,14 @@ class ClientConnection(asyncio.Protocol):
                 self._durations.observe(requests, perf_counter() - self.last_s)
         if self._held_bytes or held_bytes:
             self._hold(held_bytes)
-        if reader.error is not None or session.ends or session.queue:
+        if reader.error is not None or session.ends or session.waits:
             self._end_or_wait()
 
     def pause_writing(self) -> None:
         """Stop, because the client does not read."""
         self._is_full = True
         self._pause()
-        self._count_unsent(self._transport.get_write_buffer_size())
+        self._count_unsent(self._output_bytes())
 
     def resume_writing(self) -> None:
         """Go on."""
@@ -182,7 +183,7 @@ class ClientConnection(asyncio.Protocol):
             "psub": 0,
             "multi": -1,
             "qbuf": self._held_bytes,
-            "omem": self._transport.get_write_buffer_size(),
+            "omem": self._output_bytes(),
             "user": self.user,
             "resp": session.resp,
             "lib-name": session.library["LIB-NAME"].decode(),
@@ -195,6 +196,8 @@ class ClientConnection(asyncio.Protocol):
 
     def finish(self) -> None:
         """Close the connection once the output is written."""
+        if self._session.out:
+            self._write()
         self._transport.close()
 
     @property
@@ -210,16 +213,14 @@ class ClientConnection(asyncio.Protocol):
     def _end_or_wait(self) -> None:
         """Act on requests that wait, an error of the protocol, or the end of the session."""
         session, failure = self._session, self._reader.error
-        while session.queue and not session.ends:
-            if self._is_full or self._transport.get_write_buffer_size() > HIGH_WATER_BYTES:
-                break
+        while session.waits and not session.ends and not self._is_blocked():
             session.go_on()
             if not session.out:
                 break
             self._write()
         if session.ends:
             self._transport.close()
-        elif session.queue or (failure is not None and session.unanswered):
+        elif session.waits or (failure is not None and session.unanswered):
             self._pause()
         elif failure is not None:
             self._counts.malformed += 1
@@ -239,10 +240,21 @@ class ClientConnection(asyncio.Protocol):
         self._is_due = False
         if self._transport.is_closing():
             return
+        if self._is_blocked():
+            self._count_unsent(self._output_bytes())
+            return
         if self._session.out:
             self._write()
         self._session.settle()
         self._end_or_wait()
+
+    def _output_bytes(self) -> int:
+        written: int = self._transport.get_write_buffer_size()
+        return written + self._session.held_bytes
+
+    def _is_blocked(self) -> bool:
+        """Return True if nothing should be written now. `resume_writing` is called later."""
+        return self._is_full or self._transport.get_write_buffer_size() > HIGH_WATER_BYTES
 
     def _pause(self) -> None:
         if not self._is_paused and not self._transport.is_closing():

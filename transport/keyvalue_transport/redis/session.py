@@ -11,6 +11,9 @@ order of writes, and a read sees all writes before it. So a request waits only i
     a read or a write      after an update that has no answer yet
     a walk, MSETNX, or a   after anything, and everything after it
     change of the session
+
+Answers that came before those in front of them wait in their slots, and count as output. While the output is full, an
+answer that comes is not encoded. If it is a read, its result is dropped, and the read is made again when there is room.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ from keyvalue_transport.wrpc.handler import ANONYMOUS, Again, Derived
 
 __all__ = ["UNKNOWN", "Awaited", "Command", "Commands", "Effect", "RedisSession"]
 
-#: A session stops when its output has this size, until it is written.
+#: A session stops when its answers have this size, until they are written.
 OUTPUT_BYTES_MAX = 1024 * 1024
 #: A session stops when this many answers are missing.
 SLOTS_MAX = 1024
@@ -112,14 +115,21 @@ Commands: TypeAlias = Mapping[bytes, Command]
 
 
 class Slot:
-    """The place of an answer in the output."""
+    """The place of an answer in the output.
 
-    __slots__ = ("answer", "effect", "task")
+    :ivar task: a task that only this answer needs
+    :ivar resume: makes the answer, which came while the output was full
+    """
 
-    def __init__(self, answer: bytes | None = None, effect: Effect = Effect.LOCAL) -> None:
-        self.answer = answer
+    __slots__ = ("answer", "command", "effect", "request", "resume", "task")
+
+    def __init__(self, command: Command, effect: Effect, request: Request, answer: bytes | None = None) -> None:
+        self.command = command
         self.effect = effect
-        self.task: Any = None  # a task that only this answer needs
+        self.request = request if effect is Effect.READ else None  # it may be made again
+        self.answer = answer
+        self.task: Any = None
+        self.resume: Callable[[], None] | None = None
 
 
 class RedisSession:
@@ -150,7 +160,8 @@ class RedisSession:
             "queue",
         ),
         *("calls", "get", "is_between", "is_free", "resp", "set", "surroundings"),
-        *("_commands", "_is_closed", "_is_gated", "_on_output", "_slots", "_unanswered"),
+        *("_commands", "_is_closed", "_is_gated", "_late_bytes", "_on_output", "_slots", "_stuck", "_unanswered"),
+        "_waiting_bytes",
     )
 
     def __init__(
@@ -168,6 +179,9 @@ class RedisSession:
         self.queue: deque[Request] = deque()
         self._slots: deque[Slot] = deque()
         self._unanswered: Counter[Effect] = Counter()
+        self._waiting_bytes = 0  # of the answers in slots
+        self._late_bytes = 0  # of the last answer that came later
+        self._stuck = 0  # answers that have come, but wait for room
         self._is_closed = False
         self.is_between = self.is_free = False
         self.library = {"LIB-NAME": b"", "LIB-VER": b""}
@@ -205,6 +219,16 @@ class RedisSession:
     def unanswered(self) -> int:
         """The number of requests that were begun and have no answer yet."""
         return len(self._slots)
+
+    @property
+    def held_bytes(self) -> int:
+        """The size of the answers that were not written yet."""
+        return self.out_bytes + self._waiting_bytes
+
+    @property
+    def waits(self) -> bool:
+        """True if requests or answers wait until the output is written, or until other answers have come."""
+        return bool(self.queue or self._stuck)
 
     def take_output(self) -> bytes:
         """Return the answers that were not written yet."""
@@ -250,7 +274,7 @@ class RedisSession:
                 answer = self.refuse(command, failure)
             else:
                 if type(answer) is not bytes:
-                    self.give_later(command, command.effect(request), answer)  # type: ignore[arg-type] # an Awaited
+                    self.give_later(command, command.effect(request), request, answer)  # type: ignore[arg-type] # an Awaited
                     break
                 command.tally[NONE if answer is self.nil else OK] += 1
             out.append(answer)
@@ -262,9 +286,11 @@ class RedisSession:
 
     def go_on(self) -> None:
         """Execute requests that wait, until one must go on waiting, or the output is full."""
+        if self._stuck:
+            self._resume()
         queue, slots, out, commands = self.queue, self._slots, self.out, self._commands
         size = 0
-        while queue and self.out_bytes + size < OUTPUT_BYTES_MAX and not self.ends:
+        while queue and self.out_bytes + self._waiting_bytes + size < OUTPUT_BYTES_MAX and not self.ends:
             if slots and not self._may_start(queue[0]):
                 break
             request = queue.popleft()
@@ -281,11 +307,12 @@ class RedisSession:
                 answer = self.refuse(command, failure)
             else:
                 if type(answer) is not bytes:
-                    self.give_later(command, command.effect(request), answer)  # type: ignore[arg-type] # an Awaited
+                    self.give_later(command, command.effect(request), request, answer)  # type: ignore[arg-type] # an Awaited
                     continue
                 command.tally[NONE if answer is self.nil else OK] += 1
             if slots:
-                slots.append(Slot(answer))
+                slots.append(Slot(command, Effect.LOCAL, request, answer))
+                self._waiting_bytes += len(answer)
             else:
                 out.append(answer)
                 size += len(answer)
@@ -312,7 +339,7 @@ class RedisSession:
         return self._commands.get(request[0].upper()) or self._commands[b""]
 
     def _may_start(self, request: Request) -> bool:
-        if len(self._slots) >= SLOTS_MAX:
+        if self._stuck or len(self._slots) >= SLOTS_MAX:
             return False
         if not request:
             return True
@@ -350,16 +377,16 @@ class RedisSession:
         self.surroundings.failed(failure)
         return error("ERR internal error")
 
-    def give_later(self, command: Command, effect: Effect, later: Awaited) -> bytes:
+    def give_later(self, command: Command, effect: Effect, request: Request, later: Awaited) -> bytes:
         """Give an answer to the output when it comes. Return nothing."""
-        slot = Slot(effect=effect)
+        slot = Slot(command, effect, request)
         self.is_free = False
         self._slots.append(slot)
         self._unanswered[effect] += 1
-        self._await(slot, command, later)
+        self._await(slot, later)
         return b""
 
-    def _await(self, slot: Slot, command: Command, later: Awaited) -> None:
+    def _await(self, slot: Slot, later: Awaited) -> None:
         source, encode = later
         derive: Callable[[Callable[[], Any]], Any] | None = None
         if isinstance(source, Derived):
@@ -368,29 +395,65 @@ class RedisSession:
             derive, source = _ignore, source.source  # the call that is made again raises the error of its barrier
         if not hasattr(source, "add_done_callback"):
             source = slot.task = self.surroundings.start_task(source)
-        source.add_done_callback(partial(self._done, slot, command, derive, encode))
+        source.add_done_callback(partial(self._done, slot, derive, encode))
 
     def _done(
         self,
         slot: Slot,
-        command: Command,
         derive: Callable[[Callable[[], Any]], Any] | None,
         encode: Callable[[Any], bytes | Awaited],
         source: Any,
     ) -> None:
-        """Encode an answer that has come. Give the answers that are complete to the output."""
+        """Encode an answer that has come, if there is room."""
         if self._is_closed:
             return
+        if self._has_room(slot):
+            self._make(slot, lambda: encode(source.result() if derive is None else derive(source.result)))
+            return
+        if slot.request is None:
+            slot.resume = partial(self._done, slot, derive, encode, source)
+        else:
+            if slot.task is not None:
+                slot.task.exception()  # asyncio logs an error that nobody has asked for
+                slot.task = None
+            slot.resume = partial(self._make, slot, partial(slot.command.function, self, slot.request))
+        self._stuck += 1
+        self._on_output()
+
+    def _has_room(self, slot: Slot, expected_bytes: int = 0) -> bool:
+        """Return True if the answer of a slot may be made. The first one needs only room in the output itself."""
+        if self.held_bytes + expected_bytes < OUTPUT_BYTES_MAX:
+            return True
+        return slot is self._slots[0] and self.out_bytes < OUTPUT_BYTES_MAX
+
+    def _resume(self) -> None:
+        """Make the first answers that wait for room, about as many as there is room for."""
+        expected_bytes = 0
+        for slot in [*self._slots]:
+            if slot.answer is not None:
+                continue
+            if slot.resume is None or not self._has_room(slot, expected_bytes):
+                break
+            resume, slot.resume = slot.resume, None
+            self._stuck -= 1
+            resume()
+            if slot.answer is None:
+                expected_bytes += self._late_bytes
+
+    def _make(self, slot: Slot, make: Callable[[], bytes | Awaited]) -> None:
+        """Make an answer. Give the answers that are complete to the output."""
         try:
-            answer = encode(source.result() if derive is None else derive(source.result))
+            answer = make()
         except Exception as failure:
-            answer = self.refuse(command, failure)
+            answer = self.refuse(slot.command, failure)
         else:
             if isinstance(answer, Awaited):
-                self._await(slot, command, answer)
+                self._await(slot, answer)
                 return
-            command.tally[NONE if answer is self.nil else OK] += 1
+            slot.command.tally[NONE if answer is self.nil else OK] += 1
         slot.answer = answer
+        self._late_bytes = len(answer)
+        self._waiting_bytes += self._late_bytes
         self._unanswered[slot.effect] -= 1
         if not self._unanswered[slot.effect]:
             del self._unanswered[slot.effect]
@@ -399,6 +462,7 @@ class RedisSession:
             slots.popleft()
             self.out.append(ready)
             self.out_bytes += len(ready)
+            self._waiting_bytes -= len(ready)
         self._on_output()
 
 

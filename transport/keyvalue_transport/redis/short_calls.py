@@ -79,7 +79,8 @@ def answer_short(session: RedisSession, read: bytes) -> bytes | None:
         if value is None:
             session.get.tally[NONE] += 1
             return session.nil
-        return session.give_later(session.get, Effect.READ, value_later(session, read[place], value))
+        key = read[place]
+        return session.give_later(session.get, Effect.READ, [b"GET", key], value_later(session, key, value))
     rest_bytes = len(read) - end
     if not 0 <= rest_bytes < REST_BYTES_MAX:
         return None
@@ -94,4 +95,4 @@ def answer_short(session: RedisSession, read: bytes) -> bytes | None:
     if later is None:
         session.set.tally[FOUND] += 1
         return OK
-    return session.give_later(session.set, Effect.WRITE, Awaited(later, ok))
+    return session.give_later(session.set, Effect.WRITE, [], Awaited(later, ok))

@@ -1,0 +1,140 @@
+"""Sessions over a store that answers later: the answers stay in order, and only a few are held."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from itertools import cycle
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from keyvalue_transport.redis import session
+from keyvalue_transport.redis.listener import HIGH_WATER_BYTES
+from tests.integration.redis_server import encode_request
+from tests.provider.keyvalue.waiting_store import Later
+from tests.transport.redis.side import Side, Transport
+
+OUTPUT_BYTES_MAX = 1_200
+#: The largest answer: MGET with four keys.
+ANSWER_BYTES_MAX = 4 * 560 + 10
+#: Answers in slots become output at once when those before them have come, so there may be twice as much.
+HELD_BYTES_MAX = 2 * (OUTPUT_BYTES_MAX + ANSWER_BYTES_MAX)
+TURNS_MAX = 20_000
+KEYS = [b"a", b"b", b"c", b"d"]
+keys = st.sampled_from(KEYS)
+requests = st.one_of(
+    st.tuples(st.just(b"GET"), keys),
+    st.tuples(st.just(b"SET"), keys, st.sampled_from([b"1", b"v" * 540])),
+    st.sampled_from(
+        [
+            *((b"MGET", *KEYS), (b"GETDEL", b"a"), (b"GETSET", b"b", b"x" * 500), (b"APPEND", b"c", b"y")),
+            *((b"INCR", b"d"), (b"GETEX", b"a", b"PERSIST"), (b"ECHO", b"e" * 500), (b"KEYS", b"a"), (b"GET",)),
+        ]
+    ),
+)
+
+
+def late(turns: list[int]) -> Later:
+    """Return a store's way to answer: calls take effect in the next turn, in order, and are answered some turns later."""
+    left = cycle(turns)
+
+    def later(function: Callable[..., Any], *arguments: object) -> asyncio.Future[Any]:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+
+        def act() -> None:
+            try:
+                answer, failure = function(*arguments), None
+            except Exception as error:
+                answer, failure = None, error
+            wait(next(left), answer, failure)
+
+        def wait(turns: int, answer: Any, failure: Exception | None) -> None:
+            if turns:
+                loop.call_soon(wait, turns - 1, answer, failure)
+            elif failure is not None:
+                future.set_exception(failure)
+            else:
+                future.set_result(answer)
+
+        loop.call_soon(act)
+        return future
+
+    return later
+
+
+class SlowTransport(Transport):
+    """A transport whose client reads nothing in most turns."""
+
+    waiting_bytes = 0
+
+    def write(self, out: bytes) -> None:
+        super().write(out)
+        self.waiting_bytes += len(out)
+
+    def get_write_buffer_size(self) -> int:
+        return HIGH_WATER_BYTES + self.waiting_bytes if self.waiting_bytes else 0
+
+    def abort(self) -> None:
+        self.is_closed = True
+
+
+async def receive_slowly(side: Side, read: bytes, reads_at: int) -> None:
+    """Receive a read. Check the bytes that are held until all answers have been written."""
+    transport, connection = SlowTransport(), side.connection
+    side.transport = connection._transport = transport
+    connection.data_received(read)
+    for turn in range(TURNS_MAX):
+        assert max(connection._session.held_bytes, transport.waiting_bytes) < HELD_BYTES_MAX
+        if not (connection.unanswered or connection._session.waits or connection._session.held_bytes):
+            return
+        if not turn % reads_at and transport.waiting_bytes:
+            transport.waiting_bytes = 0
+            connection.resume_writing()
+        await asyncio.sleep(0)
+    pytest.fail("some answers are not written")
+
+
+@settings(max_examples=150)
+@given(
+    pipeline=st.lists(requests | st.tuples(requests, st.integers(2, 40)), min_size=1, max_size=12),
+    turns=st.lists(st.integers(0, 4), min_size=1, max_size=5),
+    reads_at=st.sampled_from([1, 3, 10]),
+)
+@example(pipeline=[((b"GET", b"a"), 40)], turns=[*range(50)], reads_at=60)
+def test_a_client_that_reads_slowly_gets_all_answers_and_few_are_held(
+    pipeline: list[Any], turns: list[int], reads_at: int
+) -> None:
+    """The answers are those of a store that answers at once, whatever the order in which the others come."""
+    sent = [each for step in pipeline for each in ([step[0]] * step[1] if isinstance(step[0], tuple) else [step])]
+    read = b"".join(map(encode_request, [(b"PING",), *((b"SET", key, b"0" * 500) for key in KEYS), *sent]))
+
+    async def run() -> None:
+        at_once, slow = Side(), Side(late(turns))
+        await at_once.receive(read)
+        await receive_slowly(slow, read, reads_at)
+        expected, facts = await at_once.finish()
+        found, other_facts = await slow.finish()
+        assert found == expected
+        assert other_facts == facts
+
+    with patch.object(session, "OUTPUT_BYTES_MAX", OUTPUT_BYTES_MAX):
+        asyncio.run(run())
+
+
+async def test_held_answers_count_as_answers_that_clients_do_not_read() -> None:
+    """The connection that exceeds the limit for all connections is closed."""
+    with patch.object(session, "OUTPUT_BYTES_MAX", OUTPUT_BYTES_MAX):
+        side = Side(late([0]), redis_unsent_bytes_max=HIGH_WATER_BYTES + 1_000)
+        side.transport = side.connection._transport = transport = SlowTransport()
+        await side.receive(encode_request([b"SET", b"a", b"v" * 500]))
+        await side.finish()
+        transport.waiting_bytes = 1
+        await side.receive(encode_request([b"GET", b"a"]) * 3)
+        await side.finish()
+        assert transport.is_closed
+        assert side.redis.listener.counts.slow == 1
