@@ -71,6 +71,7 @@ REASONS = {
         redis/server_commands.py  tests/integration/test_redis_beside_redis.py  the answers of a real server
         redis/strings.py          tests/integration/test_redis_beside_redis.py  the answers of a real server
         redis/surroundings.py     tests/integration/test_redis.py       what a session needs from a provider
+        redis/tls_server.py       tests/integration/test_redis.py       handshakes need clients
         nats/connection_state.py  nats/test_connection.py               the states of a connection
         nats/requests.py          nats/test_connection.py               a request of a connection
         nats/waits.py             nats/test_server.py                   the calls of a server that wait

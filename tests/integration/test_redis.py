@@ -261,6 +261,7 @@ def test_tls(nats: NatsServer, tmp_path: Path) -> None:
         "redis_address": "127.0.0.1:0",
         "redis_tls_certificate": str(tmp_path / "cert.pem"),
         "redis_tls_key": str(tmp_path / "key.pem"),
+        "redis_connections_max": "5",
     }
     with redis_provider(tmp_path, nats, "tls", **options) as running:
         port = int(running.process.wait_for("Redis clients can connect").rpartition(":")[2])
@@ -269,6 +270,32 @@ def test_tls(nats: NatsServer, tmp_path: Path) -> None:
             assert client.get("k") == b"v" * 1_000_000
         with Wire(("127.0.0.1", port)) as plain, pytest.raises((EOFError, ConnectionResetError)):
             plain.call(b"PING")
+        assert_handshakes_count(running, port, str(tmp_path / "ca.pem"))
+
+
+def wait_for_clients(wire: Wire, clients: int) -> None:
+    ends_s = time.monotonic() + DEADLINE_S
+    while b"connected_clients:%d\r" % clients not in wire.call(b"INFO", b"clients"):
+        assert time.monotonic() < ends_s
+        time.sleep(0.01)
+
+
+def assert_handshakes_count(running: RedisProvider, port: int, authority: str) -> None:
+    """Clients that begin no handshake, and the first client, are as many connections as there may be."""
+    with Wire(running.socket) as wire:
+        silent = [Wire(("127.0.0.1", port)) for _ in range(4)]
+        wait_for_clients(wire, 5)
+        with Wire(running.socket) as other:
+            assert "max number of clients" in str(other.answer())
+        with Wire(("127.0.0.1", port)) as other:
+            assert other.is_closed()
+        assert b"rejected_connections:2\r" in wire.call(b"INFO", b"stats")
+        silent.pop().socket.close()
+        wait_for_clients(wire, 4)
+        with redis.Redis(port=port, ssl=True, ssl_ca_certs=authority) as client:
+            assert client.get("k") == b"v" * 1_000_000
+        for each in silent:
+            each.socket.close()
 
 
 @pytest.mark.parametrize(

@@ -27,14 +27,13 @@ from keyvalue_transport.redis.runs import RUN_BYTES_MIN, RUN_REQUESTS_MIN, Reque
 from keyvalue_transport.redis.session import Commands, RedisSession
 from keyvalue_transport.redis.short_calls import SHORT_CALL_BYTES_MAX, answer_short
 from keyvalue_transport.redis.surroundings import Client, Surroundings
+from keyvalue_transport.redis.tls_server import TlsServer
 
 __all__ = ["ClientConnection", "ListenerCounts", "RedisListener"]
 
 #: A connection stops reading when more than this is not written.
 HIGH_WATER_BYTES = 1024 * 1024
 BACKLOG = 1024
-#: The time in which a client must finish the handshake of TLS. Meanwhile, it is not counted as a connection.
-HANDSHAKE_TIMEOUT_S = 10.0
 #: How often idle connections are looked for, in seconds.
 IDLE_CHECK_S = 1.0
 TOO_MANY = error("ERR max number of clients reached")
@@ -305,7 +304,8 @@ class RedisListener:
         #: The addresses that are listened on. A port that the system chose is in them.
         self.addresses: list[Address] = []
         self._connections: dict[int, ClientConnection] = {}
-        self._servers: list[asyncio.Server] = []
+        self._handshakes: set[asyncio.Protocol] = set()
+        self._servers: list[asyncio.Server | TlsServer] = []
         self._paths: list[tuple[str, int]] = []
         self._idle_check: asyncio.TimerHandle | None = None
 
@@ -318,21 +318,18 @@ class RedisListener:
         :param socket_mode: the permissions of Unix sockets
         :raises ListenError: an address is not available
         """
+        server: asyncio.Server | TlsServer
         for address in addresses:
             try:
                 if address.path:
                     server = await self.loop.create_unix_server(
                         self._accept, sock=self._bind(address.path, socket_mode), backlog=BACKLOG
                     )
+                elif context is not None:
+                    server = TlsServer(self, context)
+                    await server.start(address.host, address.port, BACKLOG)
                 else:
-                    server = await self.loop.create_server(
-                        self._accept,
-                        address.host,
-                        address.port,
-                        ssl=context,
-                        backlog=BACKLOG,
-                        ssl_handshake_timeout=None if context is None else HANDSHAKE_TIMEOUT_S,
-                    )
+                    server = await self.loop.create_server(self._accept, address.host, address.port, backlog=BACKLOG)
             except OSError as failure:
                 raise ListenError(f"redis_address {address}: {failure.strerror or failure}") from None
             self._servers.append(server)
@@ -369,10 +366,29 @@ class RedisListener:
         self.counts.accepted += 1
         return ClientConnection(self, self.counts.accepted)
 
+    def begin_handshake(self) -> ClientConnection | None:
+        """Return a connection whose handshake begins, or None if there are too many connections."""
+        connection = self._accept()
+        if self._is_full():
+            return None
+        self._handshakes.add(connection)
+        return connection
+
+    def end_handshake(self, connection: asyncio.Protocol) -> None:
+        """Forget a handshake. If it has succeeded, the connection was kept before."""
+        self._handshakes.discard(connection)
+
+    def _is_full(self) -> bool:
+        if len(self) < self.limits.connections_max:
+            return False
+        self.counts.rejected += 1
+        return True
+
     def add(self, connection: ClientConnection) -> bool:
         """Keep a connection. Return False if there are too many."""
-        if len(self._connections) >= self.limits.connections_max:
-            self.counts.rejected += 1
+        if connection in self._handshakes:
+            self._handshakes.remove(connection)
+        elif self._is_full():
             return False
         self._connections[connection.number] = connection
         return True
@@ -386,8 +402,8 @@ class RedisListener:
         return [*self._connections.values()]
 
     def __len__(self) -> int:
-        """Return the number of connections."""
-        return len(self._connections)
+        """Return the number of connections, with those in their handshakes."""
+        return len(self._connections) + len(self._handshakes)
 
     @property
     def unanswered(self) -> int:
