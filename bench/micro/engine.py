@@ -305,13 +305,19 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--quick", action="store_true", help="fewer keys and rounds")
-    add("--rounds", type=int, metavar="N", help="number of rounds (default 5, quick 3)")
-    add("--keys", type=int, metavar="N", help="keys in the bucket (default 1000000, quick 100000)")
+    add("--rounds", type=positive, metavar="N", help="number of rounds (default 5, quick 3)")
+    add("--keys", type=positive, metavar="N", help="keys in the bucket (default 1000000, quick 100000)")
     add("--strict", action="store_true", help="exit with status 1 if a figure misses its bar")
     options = parser.parse_args(arguments)
-    options.rounds = max(1, options.rounds or (3 if options.quick else 5))
-    options.keys = max(1, options.keys or (100_000 if options.quick else 1_000_000))
+    options.rounds = options.rounds or (3 if options.quick else 5)
+    options.keys = options.keys or (100_000 if options.quick else 1_000_000)
     return options
+
+
+def positive(text: str) -> int:
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -336,7 +342,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("\n\n".join("\n".join(table.terminal()) for table in tables))
     print("\n".join(where(keys)))
     return int(options.strict and any(row[-1] == "missed" for table in tables for row in table.rows))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
