@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 from keyvalue_transport.nats.direct.alike import InvocationFrame
 from keyvalue_transport.nats.direct.answers import END, RESULT_LINES, SMALL, FrameReplies
 from keyvalue_transport.nats.direct.frames import traceparent_in
-from keyvalue_transport.nats.direct.runs import FrameRun
+from keyvalue_transport.nats.direct.runs import FrameRun, answers_of_run
 from keyvalue_transport.wrpc.errors import NoPlaceError
 from keyvalue_transport.wrpc.handler import Begun, BegunRun, Caller, ForBegunRuns, HandlerResult, Pending
 from keyvalue_transport.wrpc.invocation import Invocations, Step
@@ -125,10 +125,7 @@ class BegunCalls:
         if number < len(tails):
             self._runs[run] = group, tails[number:], traces and traces[number:]
             tails = tails[:number]
-        pub, handshake, next_pub = group[0]
-        parts = [pub, b"", handshake, b"", RESULT_LINES[len(result)] + result + next_pub, b"", END] * number
-        parts[1::7] = parts[3::7] = parts[5::7] = tails
-        self._out += parts
+        self._out += answers_of_run(group[0], tails, [result] * number)
         self._answered += number
         self._note_end(group[3].source_id, number)
 

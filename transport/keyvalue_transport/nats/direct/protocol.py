@@ -257,7 +257,7 @@ class DirectProtocol(WritingProtocol):
             self._routes.repeats.add_run(results, handler, caller, head, run, buffer)
             return 1
         server.invocations.counts.answered += len(results)
-        self._out += answers_of_run(server.replies.begun(head), run, results)
+        self._out += answers_of_run(server.replies.begun(head), run.tails, results)
         return sum(map(len, results)) + ANSWER_BYTES * len(results)
 
     def _write_full(self, server: DirectServer, buffer: bytes, after: int) -> bool:

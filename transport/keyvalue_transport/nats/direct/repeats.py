@@ -127,7 +127,7 @@ class Repeats:
                     results = calls.results_of(handler, caller)
                     if results is not None and not isinstance(results, Again):
                         answered += len(results)
-                        out += answers_of_run(begun, calls, results)
+                        out += answers_of_run(begun, calls.tails, results)
                         continue
             for tail, at, start, end in calls:
                 result: HandlerResult | Exception

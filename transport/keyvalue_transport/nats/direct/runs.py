@@ -7,7 +7,6 @@ call of the handler, and one expression that builds all answers, in place of one
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import chain, repeat
 from typing import Any
 
 from keyvalue_transport.nats.direct.answers import END, RESULT_LINES
@@ -69,17 +68,16 @@ class FrameRun:
         )
 
 
-def answers_of_run(begun: tuple[bytes, bytes, bytes], run: FrameRun, results: Sequence[bytes]) -> Iterator[bytes]:
-    """Yield the parts of the frames that answer a run.
+def answers_of_run(begun: tuple[bytes, bytes, bytes], tails: Sequence[bytes], results: Sequence[bytes]) -> list[bytes]:
+    """Return the parts of the frames that answer calls. To fill a column at a time takes half as long as `zip`.
 
     :param begun: the bytes before each of the three tails in an answer
+    :param tails: the tails of the calls' reply subjects
     :param results: the encoded results, each of 1 to SMALL - 1 bytes
     """
     pub, handshake, next_pub = begun
-    tails, lines = run.tails, map(RESULT_LINES.__getitem__, map(len, results))
-    return chain.from_iterable(
-        zip(
-            *(repeat(pub), tails, repeat(handshake), tails, lines, results, repeat(next_pub), tails, repeat(END)),
-            strict=False,  # `repeat` has no end
-        )
-    )
+    parts = [pub, b"", handshake, b"", b"", b"", next_pub, b"", END] * len(tails)
+    parts[1::9] = parts[3::9] = parts[7::9] = tails
+    parts[4::9] = [RESULT_LINES[len(result)] for result in results]
+    parts[5::9] = results
+    return parts
