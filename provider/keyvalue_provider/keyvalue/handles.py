@@ -73,10 +73,7 @@ class BucketHandle(Protocol):
     def get(self, key: bytes, /) -> Answer[bytes | None]: ...
 
     def get_each(self, keys: Sequence[bytes], /) -> Sequence[bytes | None] | Again | None:
-        """Return the values of keys, as one `get` for each does. Return None if they must be read one by one.
-
-        Return Again if all of them must wait, and be read again.
-        """
+        """Return what `ReadsTogether` in `transport/.../keyvalue/store.py` describes."""
         ...
 
     def set(self, key: bytes, value: bytes, ttl_ms: int | None = None, /) -> Answer[None]: ...

@@ -100,10 +100,7 @@ class Service:
     def get_each(
         self, caller: Caller, bucket: bytes, keys: Sequence[bytes], /
     ) -> Sequence[bytes | None] | Again | None:
-        """Return the values of keys, as one `get` for each does. Return None if they must be read one by one.
-
-        Return Again if all of them must wait, and be read again.
-        """
+        """Return the values of keys. `ReadsTogether` in `transport/.../keyvalue/store.py` describes it."""
         try:
             return self._handles[caller].readable[bucket].get_each(keys)
         except StoreError as error:

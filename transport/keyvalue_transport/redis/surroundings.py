@@ -6,13 +6,14 @@ from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from keyvalue_transport.keyvalue.interface import ParameterLimits
+from keyvalue_transport.keyvalue.store import ReadsTogether
 from keyvalue_transport.redis.revisions import Entry, Revise
-from keyvalue_transport.wrpc.handler import Again, Answer, Caller
+from keyvalue_transport.wrpc.handler import Answer, Caller
 
 __all__ = ["Calls", "Client", "Surroundings", "User"]
 
 
-class Calls(Protocol):
+class Calls(ReadsTogether, Protocol):
     """The calls of the service. Each may return an awaitable, and may raise an InterfaceError.
 
     A revision is a pair of entries: before and after.
@@ -24,11 +25,6 @@ class Calls(Protocol):
     def get(self, caller: Caller, bucket: bytes, key: bytes, /) -> Answer[bytes | None]: ...
 
     def set(self, caller: Caller, bucket: bytes, key: bytes, value: bytes, /) -> Answer[None]: ...
-
-    def get_each(
-        self, caller: Caller, bucket: bytes, keys: Sequence[bytes], /
-    ) -> Sequence[bytes | None] | Again | None:
-        """Return the values of keys. Return None or Again if the store does not answer at once."""
 
     def set_at_once(self, caller: Caller, bucket: bytes, entries: Iterable[tuple[bytes, bytes]], /) -> bool:
         """Store entries in turn, as `set` does. Return False if the store does not answer at once; nothing is stored.
