@@ -16,7 +16,7 @@ from keyvalue_transport.nats.direct import window as window_module
 from keyvalue_transport.nats.direct import writing_protocol
 from keyvalue_transport.nats.direct.frames import LINE_BYTES_MAX
 from keyvalue_transport.nats.direct.protocol import OUTPUT_BYTES
-from keyvalue_transport.nats.direct.read_flow import SLICE_BYTES, TURN_S, ReadFlow
+from keyvalue_transport.nats.direct.read_flow import PARTIAL_BYTES, SLICE_BYTES, TURN_S, ReadFlow
 from keyvalue_transport.nats.direct.routes import DirectRoutes, Frames, InOrder
 from keyvalue_transport.nats.replies import Send
 from keyvalue_transport.wrpc.half_open import INVOCATION_BYTES
@@ -348,7 +348,7 @@ def test_reading_resumes_when_all_allow_it(loop: asyncio.AbstractEventLoop) -> N
             owner, pausing = changes[name]
             if (name.endswith("_reading") or owner == 2) and wants[owner] == pausing:
                 continue  # neither a StreamReader nor the event loop says it twice
-            getattr(flow, name)(*([TURN_S] if name == "worked" else []))
+            getattr(flow, name)(*([TURN_S, 0] if name == "worked" else []))
             wants[owner] = pausing
             assert socket.reading is not any(wants), names
 
@@ -377,13 +377,14 @@ def test_parsing_pauses_in_the_middle_of_a_read_after_a_long_turn(
 def test_a_long_turn_lets_others_have_a_turn(loop: asyncio.AbstractEventLoop) -> None:
     socket = Socket()
     flow = ReadFlow(socket, loop)
-    flow.worked(TURN_S * 0.6)
-    assert socket.reading
-    flow.worked(TURN_S * 0.6)
+    flow.worked(TURN_S * 0.6, PARTIAL_BYTES - 1)
+    flow.worked(TURN_S * 0.6, PARTIAL_BYTES)
+    assert socket.reading, "the first read was the last one in its turn"
+    flow.worked(TURN_S * 0.6, PARTIAL_BYTES - 1)
     readings = [socket.reading]
     loop.run_until_complete(asyncio.sleep(0))
     assert [*readings, socket.reading] == [False, True]
-    flow.worked(TURN_S)
+    flow.worked(TURN_S, 0)
     flow.close()
     loop.run_until_complete(asyncio.sleep(0))
     assert not socket.reading, "a lost connection is not read"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Any, Protocol
 
-__all__ = ["HIGH_WATER_BYTES", "SLICE_BYTES", "TURN_S", "ReadFlow", "Writable"]
+__all__ = ["HIGH_WATER_BYTES", "PARTIAL_BYTES", "SLICE_BYTES", "TURN_S", "ReadFlow", "Writable"]
 
 
 class Writable(Protocol):
@@ -24,6 +24,8 @@ class Writable(Protocol):
 #: Reading and parsing pause until the next turn of the event loop when the calls of earlier reads took this time. An
 #: event loop reads from a busy socket many times in one turn, and everything else would have to wait.
 TURN_S = 0.01
+#: A smaller read has emptied the socket, so it is the last one in its turn. asyncio and uvloop read up to 250 KiB.
+PARTIAL_BYTES = 128 * 1024
 #: Parsing may pause after each slice of a read. A slice of the shortest keys, in batches, takes about 10 ms.
 SLICE_BYTES = 32 * 1024
 #: Large results wait from the moment when the socket's buffer is above this, until it is below a quarter of this.
@@ -93,13 +95,15 @@ class ReadFlow:
         was_paused, self._held = self._is_paused(), False
         self._change(was_paused)
 
-    def worked(self, seconds: float) -> None:
+    def worked(self, seconds: float, read_bytes: int) -> None:
         """Record the time that a read took. Pause until the next turn of the event loop if there was much to do."""
         self._worked_s += seconds
         if self._worked_s >= self._turn_s and not self._resting:
             was_paused, self._resting = self._is_paused(), True
             self._change(was_paused)
             self._loop.call_soon(self._end_rest)
+        elif read_bytes < PARTIAL_BYTES:
+            self._worked_s = 0.0
 
     def is_due(self) -> bool:
         """Return True if `worked` will pause at the end of the read that is being handled."""
