@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from math import inf
 from operator import attrgetter
 from threading import Lock
 from typing import Protocol
@@ -95,10 +96,13 @@ class Expiry:
         return None
 
     @property
-    def overdue_ns(self) -> int:
-        """Return how long ago the earliest deadline of a key that is still stored passed; 0 if none has passed."""
+    def overdue_ns(self) -> float:
+        """Return how long ago the earliest deadline of a key that is still stored passed.
+
+        The result is negative if the deadline lies ahead, and minus infinity if no key has a deadline.
+        """
         with self.lock:
-            return max(0, self.clock() - self._schedule[0].due_ns) if self._schedule else 0
+            return self.clock() - self._schedule[0].due_ns if self._schedule else -inf
 
     def __len__(self) -> int:
         """Return the number of shards in the schedule. O(1)."""

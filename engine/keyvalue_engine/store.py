@@ -167,9 +167,10 @@ class Store:
 
     @property
     def overdue_ms(self) -> float:
-        """Return the milliseconds since the first of the keys to be removed expired, or 0 if no key has expired. O(1).
+        """Return the milliseconds since the first of the keys to be removed expired. O(1).
 
-        The time may belong to a deadline that was replaced meanwhile. The next sweep examines it.
+        The result is negative if none has expired, and minus infinity if no key has a deadline. The time may belong to a
+        deadline that was replaced meanwhile. The next sweep examines it.
         """
         return self._tables.expiry.overdue_ns / NS_PER_MS
 

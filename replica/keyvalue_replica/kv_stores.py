@@ -96,7 +96,7 @@ class StoreSum:
 
     @property
     def overdue_ms(self) -> float:
-        """Return the milliseconds since the first of the keys to be removed expired."""
+        """Return the milliseconds since the first of the keys to be removed expired; negative if none has."""
         return max(store.overdue_ms for store in self._stores)
 
     def __len__(self) -> int:

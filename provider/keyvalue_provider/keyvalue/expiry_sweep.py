@@ -26,6 +26,9 @@ SHARE_MAX = 0.5
 TURN_MAX_S = 0.25
 #: Pause after a turn if no expired keys remain.
 INTERVAL_S = 0.05
+#: The longest pause, for a key that is written meanwhile and expires soon. The pauses of an idle provider end together
+#: (`memory_return`, and the transport's `server`), because waking up costs more than the work of each.
+IDLE_S = 0.25
 
 
 class ExpiringStore(Protocol):
@@ -51,14 +54,18 @@ class Sweep:
 
     async def run(self) -> None:
         """Remove expired keys until the task is cancelled. Other tasks run between two turns."""
+        loop = asyncio.get_running_loop()
         while True:
-            more = self.turn()
-            await asyncio.sleep(0 if more else INTERVAL_S)
+            if self.turn():
+                await asyncio.sleep(0)
+            else:
+                due_s = max(INTERVAL_S, self._store.overdue_ms / -1000)
+                await asyncio.sleep(min(due_s, IDLE_S - loop.time() % IDLE_S))
 
     def turn(self) -> bool:
         """Remove expired keys during the sweep's share of the time. Return True if more may remain."""
         began_s = self._clock()
-        share = min(SHARE_MAX, SHARE_MAX * self._store.overdue_ms / FULL_DELAY_MS)
+        share = min(SHARE_MAX, SHARE_MAX * max(0.0, self._store.overdue_ms) / FULL_DELAY_MS)
         budget_s = min(TURN_MAX_S, (began_s - self._ended_s) * share / (1 - share))
         while more := self._store.sweep(STEP_KEYS):
             if self._clock() - began_s >= budget_s:

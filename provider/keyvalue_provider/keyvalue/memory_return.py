@@ -81,7 +81,7 @@ class MemoryReturn:
         compaction = Compaction(self._store, small_objects)
         try:
             while True:
-                await asyncio.sleep(INTERVAL_S)
+                await asyncio.sleep(INTERVAL_S - loop.time() % INTERVAL_S)  # wake up together with the sweep
                 self._step(loop.time(), small_objects, compaction, trim)
         finally:
             small_objects.use_malloc(False)

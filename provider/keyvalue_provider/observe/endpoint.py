@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from socketserver import ThreadingMixIn
@@ -26,6 +27,8 @@ __all__ = ["Endpoint"]
 
 CONNECTIONS_MAX = 16
 CONNECTION_TIMEOUT_S = 5.0
+#: The interval at which the server's thread checks for a stop. On Linux, `stop` wakes it.
+POLL_S = 3600.0 if sys.platform == "linux" else 0.5
 PATHS = """\
 /metrics  for Prometheus
 /livez    503 if the process is stuck
@@ -64,13 +67,12 @@ class Endpoint:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._server = type("Server", (_Server,), {"address_family": family})((host, port), _RequestHandler)
         self._server.set_app(self._answer)
-        Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
+        Thread(target=self._server.serve_forever, args=(POLL_S,), name="metrics", daemon=True).start()
 
     def stop(self) -> None:
         """Stop listening."""
         if self._server is not None:
-            # Wake the server's thread, which otherwise checks for a stop only twice a second. Some platforms do not
-            # support this shutdown.
+            # Wake the server's thread, which otherwise checks for a stop only every POLL_S. Only Linux supports this.
             with suppress(OSError):
                 self._server.socket.shutdown(socket.SHUT_RDWR)
             self._server.shutdown()

@@ -174,10 +174,8 @@ def test_a_port_in_use(served: Served) -> None:
     assert served.get("/livez")[0] == 200
 
 
-def test_stop_wakes_the_thread_that_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stop_wakes_the_thread_that_listens() -> None:
     """The thread checks for a stop once an hour, so a stop that does not wake it ends by the test's timeout."""
-    serve_forever = endpoint_module._Server.serve_forever
-    monkeypatch.setattr(endpoint_module._Server, "serve_forever", lambda server: serve_forever(server, 3600))
     endpoint = Endpoint(Seven(), lambda: Health([], [], []), lambda: True)
     endpoint.start("127.0.0.1", 0)
     address = ("127.0.0.1", endpoint.port)

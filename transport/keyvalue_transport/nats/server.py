@@ -185,8 +185,10 @@ class Server:
             await self._connection.drain([self._params], PARAMS_DRAIN_TIMEOUT_S)
 
     async def _expire(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(EXPIRY_INTERVAL_S)
+            # Other tasks of an idle process end their pauses at the same time, so that it wakes up once for all.
+            await asyncio.sleep(EXPIRY_INTERVAL_S - loop.time() % EXPIRY_INTERVAL_S)
             self._send(self._path.invocations.expire(monotonic()))
 
     def _send(self, step: Step[Any, Any]) -> None:
