@@ -44,11 +44,10 @@ from keyvalue_replica.wires import OwnWire, Wire
 from keyvalue_transport.nats.connection import Connection
 from keyvalue_transport.wrpc.errors import DisconnectedError
 
-__all__ = ["TICK_S", "Follower"]
+__all__ = ["Follower"]
 
 log = logging.getLogger(__name__)
 
-TICK_S = 0.05
 #: Seconds between two looks at the stream's state. A company may have many streams.
 LOOK_S, COMPANY_LOOK_S = 1.0, 5.0
 RETRY_S = 1.0
@@ -489,11 +488,11 @@ class Follower:
 
     async def _tick(self) -> None:
         while True:
-            await asyncio.sleep(TICK_S)
+            await asyncio.sleep(self._options.tick_s)
             self.tick()
 
     def tick(self) -> None:
-        """Give up what has waited for too long. This method is called every `TICK_S`."""
+        """Give up what has waited for too long. This method is called every `ReplicaOptions.tick_s`."""
         self.core.tick()
         if self.fault is None and not self.core.position.is_whole:
-            self._torn_s += TICK_S
+            self._torn_s += self._options.tick_s

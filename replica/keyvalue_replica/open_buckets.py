@@ -28,7 +28,7 @@ from keyvalue_replica.clock import ServerClock
 from keyvalue_replica.company import Company
 from keyvalue_replica.core import Core
 from keyvalue_replica.errors import NoStreamError, NotStoredError, StreamError
-from keyvalue_replica.follower import TICK_S, Follower
+from keyvalue_replica.follower import Follower
 from keyvalue_replica.open_bucket import KvPlace, OpenBucket
 from keyvalue_replica.options import LinkedOptions, ReplicaOptions
 from keyvalue_replica.plain_layout import PlainLayout, check_bucket_name
@@ -314,7 +314,7 @@ class OpenBuckets:
     async def _look_after(self) -> None:
         looked_s = monotonic()
         while True:
-            await asyncio.sleep(TICK_S)
+            await asyncio.sleep(self._of_provider.tick_s)
             for opened in list(self._open.values()):
                 if opened.follower is not None and not opened.is_closing:
                     opened.follower.tick()

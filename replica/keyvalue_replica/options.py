@@ -41,6 +41,11 @@ class ReplicaOptions:
     is_atomic: bool = True
     secret: bytes | None = None
 
+    @property
+    def tick_s(self) -> float:
+        """Return the seconds between two checks for calls that have waited for too long."""
+        return min(0.25, 0.05 * self.timeout_s)
+
 
 @dataclass(frozen=True, slots=True)
 class LinkedOptions(BucketOptions):
