@@ -86,6 +86,7 @@ ROOMS = {
     f"{R}.old_barriers": room(R),
     f"{R}.reading_order": room(),
     f"{R}.shared_quick": room(R),
+    f"{R}.headed": room(R),
     f"{R}.promise": room(),
     f"{R}.clock": room(),
     f"{R}.quick": room(f"{R}"),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeAlias
 
 from keyvalue_engine import Bucket, BucketOptions, Store
 from keyvalue_engine.options import LENGTH_MAX
@@ -11,7 +12,12 @@ from keyvalue_replica.position import Delivery
 from keyvalue_replica.publications import ReplicaCounts
 from keyvalue_replica.sequences import Sequences
 
-__all__ = ["ANY", "Applier"]
+__all__ = ["ANY", "Applier", "Headed", "Message"]
+
+#: A message: its subject, its headers without those of its batch, its payload, and the numbers of its `Delivery`.
+Message: TypeAlias = tuple[bytes, Mapping[bytes, bytes], bytes, tuple[int, int, int, int]]
+#: A message, the id of its batch or b"", and True if it is the last one of the batch. A tuple is quick to make.
+Headed: TypeAlias = tuple[Message, bytes, bool]
 
 #: A handle that refuses nothing. The limits of the engine's snapshots remain.
 ANY = BucketOptions(key_bytes_max=LENGTH_MAX, value_bytes_max=LENGTH_MAX, strict_buckets=False)
@@ -48,7 +54,7 @@ class Applier:
         self._handles: dict[bytes, Bucket] = {}
         self._by_token: dict[bytes, Bucket] = {}
         #: The messages of a batch that wait for its end.
-        self.batch: list[tuple[bytes, dict[bytes, bytes], bytes, Delivery]] = []
+        self.batch: list[Message] = []
         self._batch_id = b""
 
     def apply(self, subject: bytes, block: bytes, payload: bytes, delivery: Delivery) -> None:
@@ -60,16 +66,25 @@ class Applier:
             self._apply(subject, {}, payload, delivery)
             return
         headers = headers_of(block) if block else {}
-        batch_id = headers.get(b"nats-batch-id", b"")
-        if self.batch and batch_id != self._batch_id:
-            self.end_batch()
-        if not batch_id:
-            self._apply(subject, headers, payload, delivery)
-            return
-        self._batch_id = batch_id
-        self.batch.append((subject, headers, payload, delivery))
-        if b"nats-batch-commit" in headers:
-            self.end_batch()
+        message = subject, headers, payload, delivery
+        self.apply_all(((message, headers.get(b"nats-batch-id", b""), b"nats-batch-commit" in headers),))
+
+    def apply_all(self, messages: Iterable[Headed]) -> None:
+        """Apply messages. Those of a batch wait until it ends."""
+        ready: list[Message] = []
+        for message, batch_id, is_last in messages:
+            if self.batch and batch_id != self._batch_id:
+                ready += self.batch
+                self.batch.clear()
+            if not batch_id:
+                ready.append(message)
+                continue
+            self._batch_id = batch_id
+            self.batch.append(message)
+            if is_last:
+                ready += self.batch
+                self.batch.clear()
+        self._apply_together(ready)
 
     def apply_plain(self, subject: bytes, tokens: tuple[bytes, bytes], payload: bytes, sequence: int) -> None:
         """Apply a message without headers.
@@ -109,14 +124,42 @@ class Applier:
     def end_batch(self) -> None:
         """Apply the messages of a batch that wait. They are visible together, because no call runs meanwhile."""
         batch, self.batch = self.batch, []
-        for message in batch:
-            self._apply(*message)
+        self._apply_together(batch)
+
+    def _apply_together(self, messages: Sequence[Message]) -> None:
+        """Apply messages in order. Sets without headers that follow each other are one call of the engine for a bucket."""
+        names_of, is_watched, has_age = self._layout.names, bool(self._sequences.by_subject), self._layout.max_age_ns
+        sets: dict[bytes, dict[bytes, bytes]] = {}
+        for message in messages:
+            subject, headers, payload, place = message
+            if headers or has_age or (names := names_of(subject)) is None:
+                self._set_all(sets)
+                sets = {}
+                self._apply(*message)
+                continue
+            bucket, key = names
+            entries = sets.get(bucket)
+            if entries is None:
+                entries = sets[bucket] = {}
+            entries[key] = payload
+            if is_watched:
+                self._sequences.note(subject, place[0])
+        self._set_all(sets)
+
+    def _set_all(self, sets: Mapping[bytes, dict[bytes, bytes]]) -> None:
+        for bucket, entries in sets.items():
+            handle = self._handles.get(bucket)
+            if handle is None:
+                handle = self._open(bucket)
+            handle.set_many(entries)
 
     def forget(self) -> None:
         """Forget the batch that has begun, because the stream is read again."""
         self.batch.clear()
 
-    def _apply(self, subject: bytes, headers: dict[bytes, bytes], payload: bytes, delivery: Delivery) -> None:
+    def _apply(
+        self, subject: bytes, headers: Mapping[bytes, bytes], payload: bytes, place: tuple[int, int, int, int]
+    ) -> None:
         if headers.get(b"nats-rollup") == b"all":
             self._empty()
         names = self._layout.names(subject)
@@ -125,6 +168,7 @@ class Applier:
                 self._counts.foreign += 1
             return
         bucket, key = names
+        sequence, _, timestamp_ns, _ = place
         handle = self._handles.get(bucket)
         if handle is None:
             handle = self._open(bucket)
@@ -133,10 +177,10 @@ class Applier:
         elif is_deletion(headers):
             handle.delete(key)
             if self.on_delete is not None and b"kv-operation" in headers:
-                self.on_delete(subject, delivery.sequence)
+                self.on_delete(subject, sequence)
         else:
-            self._set(handle, key, headers, payload, delivery)
-        self._sequences.note(subject, delivery.sequence)
+            self._set(handle, key, headers, payload, sequence, timestamp_ns)
+        self._sequences.note(subject, sequence)
 
     def _empty(self) -> None:
         """Remove all keys, because another client has replaced all messages of the stream by one."""
@@ -146,11 +190,19 @@ class Applier:
                 handle.delete_many(keys)
         self._sequences.clear()
 
-    def _set(self, handle: Bucket, key: bytes, headers: dict[bytes, bytes], payload: bytes, delivery: Delivery) -> None:
+    def _set(
+        self,
+        handle: Bucket,
+        key: bytes,
+        headers: Mapping[bytes, bytes],
+        payload: bytes,
+        sequence: int,
+        timestamp_ns: int,
+    ) -> None:
         if not is_readable(headers):
             written = headers[b"kv-format"][:16].decode(errors="replace")
             self._on_unreadable(
-                f"message {delivery.sequence} of the KV bucket has format {written};"
+                f"message {sequence} of the KV bucket has format {written};"
                 f" this version reads {FORMAT}: upgrade this instance"
             )
             return
@@ -158,7 +210,7 @@ class Applier:
         if ttl_ns is None:
             handle.set(key, payload)
         else:
-            handle.set_until(key, payload, delivery.timestamp_ns + ttl_ns)
+            handle.set_until(key, payload, timestamp_ns + ttl_ns)
 
     def _handle_of(self, token: bytes) -> Bucket:
         """Return the handle of the bucket that a token names.

@@ -21,7 +21,7 @@ from typing import Any
 from keyvalue_engine import Bucket, Store, StoreError
 from keyvalue_engine.entry import Entry
 from keyvalue_replica.answers import Barrier, PartialAnswers
-from keyvalue_replica.applier import Applier
+from keyvalue_replica.applier import Applier, Headed
 from keyvalue_replica.batches import Batches
 from keyvalue_replica.clock import ServerClock
 from keyvalue_replica.creation import Creation
@@ -134,10 +134,7 @@ class Core:
             return
         position = self.position
         applied = position.applied
-        if not delivery.pending:
-            self.clock.note(delivery.timestamp_ns)
-        if not position.advance(delivery.sequence, delivery.consumer_sequence, delivery.pending):
-            self._outside.follow_again("deliveries were lost")
+        if not self._advance(delivery):
             return
         last_sequence, last_ns = self._last
         if delivery.sequence == last_sequence and delivery.timestamp_ns != last_ns:
@@ -226,35 +223,46 @@ class Core:
 
         :param runs: their payloads, by the last two tokens of their subjects
         """
-        sequence, consumer_sequence, _, pending = last
-        if self.position.advance(sequence, consumer_sequence, pending, count):
+        if self._advance(last, count):
             self._applier.apply_run(runs)
-        else:
-            self._outside.follow_again("deliveries were lost")
 
     def deliver_known(self, count: int, last: tuple[int, int, int, int]) -> None:
         """Take deliveries of messages that were applied when they were acknowledged. The last one's place stands for all.
 
         :param count: number of deliveries, whose sequences rise
         """
-        sequence, consumer_sequence, timestamp_ns, pending = last
-        if not pending:
-            self.clock.note(timestamp_ns)
-        if not self.position.advance(sequence, consumer_sequence, pending, count):
-            self._outside.follow_again("deliveries were lost")
-        elif not pending:
+        sequence, _, timestamp_ns, pending = last
+        if self._advance(last, count) and not pending:
             self._last = sequence, timestamp_ns
+
+    def deliver_headed(self, deliveries: Sequence[Headed]) -> None:
+        """Take deliveries with headers of ours, of one read. Call `release` after the last one of a read."""
+        position, new = self.position, list[Headed]()
+        for delivery in deliveries:
+            place, applied = delivery[0][3], position.applied
+            if self._advance(place):
+                sequence, _, timestamp_ns, pending = place
+                if not pending:
+                    self._last = sequence, timestamp_ns
+                if sequence > applied:
+                    new.append(delivery)
+        self._applier.apply_all(new)
 
     def deliver_barrier(self, subject: bytes, token: int, delivery: tuple[int, int, int, int]) -> None:
         """Take the delivery of a barrier. Call `release` after the last one of a read."""
-        position, (sequence, consumer_sequence, timestamp_ns, pending) = self.position, delivery
+        sequence, applied = delivery[0], self.position.applied
+        if self._advance(delivery):
+            self._take_barrier(subject, token, sequence, sequence > applied)
+
+    def _advance(self, place: tuple[int, int, int, int], count: int = 1) -> bool:
+        """Advance to a delivery. Return False, and follow the stream again, if deliveries before it were lost."""
+        sequence, consumer_sequence, timestamp_ns, pending = place
         if not pending:
             self.clock.note(timestamp_ns)
-        applied = position.applied
-        if not position.advance(sequence, consumer_sequence, pending):
-            self._outside.follow_again("deliveries were lost")
-            return
-        self._take_barrier(subject, token, sequence, sequence > applied)
+        if self.position.advance(sequence, consumer_sequence, pending, count):
+            return True
+        self._outside.follow_again("deliveries were lost")
+        return False
 
     def _take_barrier(self, subject: bytes, token: int, sequence: int, is_new: bool) -> None:
         if is_new and self._applier.batch:  # a barrier that is delivered again ends no later batch

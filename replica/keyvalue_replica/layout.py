@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import re
 from binascii import a2b_base64, b2a_base64
+from collections.abc import Mapping
 
 from keyvalue_engine.errors import Limit, LimitError
 
@@ -181,7 +182,7 @@ def barrier_headers(kept_s: int) -> bytes:
 BARRIER_BLOCK = b"NATS/1.0\r\n%b\r\n" % barrier_headers(BARRIER_S)
 
 
-def lifetime_ns(headers: dict[bytes, bytes], max_age_ns: int = 0) -> int | None:
+def lifetime_ns(headers: Mapping[bytes, bytes], max_age_ns: int = 0) -> int | None:
     """Return the time from a message's timestamp until it expires, in nanoseconds, or None if it does not.
 
     A server removes a message at the age of the stream even if its own time is longer, but not if that is `never`.
@@ -197,7 +198,7 @@ def lifetime_ns(headers: dict[bytes, bytes], max_age_ns: int = 0) -> int | None:
     return min(ttl_ns or max_age_ns, max_age_ns) if max_age_ns else ttl_ns
 
 
-def _ttl_ns_of(headers: dict[bytes, bytes]) -> int | None:
+def _ttl_ns_of(headers: Mapping[bytes, bytes]) -> int | None:
     """Return the time to live that a message's headers set. Other clients set only Nats-TTL."""
     ttl_ms = headers.get(b"kv-ttl-ms", b"")
     if ttl_ms.isdigit():
@@ -225,11 +226,11 @@ def headers_of(block: bytes) -> dict[bytes, bytes]:
     return headers
 
 
-def is_deletion(headers: dict[bytes, bytes]) -> bool:
+def is_deletion(headers: Mapping[bytes, bytes]) -> bool:
     """Return True if a message with these headers removes its key."""
     return b"nats-marker-reason" in headers or headers.get(b"kv-operation") in DELETES
 
 
-def is_readable(headers: dict[bytes, bytes]) -> bool:
+def is_readable(headers: Mapping[bytes, bytes]) -> bool:
     """Return True if this version can read a message with these headers."""
     return headers.get(b"kv-format", b"%d" % FORMAT) == b"%d" % FORMAT

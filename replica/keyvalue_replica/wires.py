@@ -1,6 +1,6 @@
 """The subscriptions of followers: how acknowledgements and deliveries reach their cores.
 
-OwnWire       two subscriptions and three quick readers for one core
+OwnWire       two subscriptions and four quick readers for one core
 SharedWires   the same for any number of cores: a number in the reply subject, or the consumer's name, names the core
 
 <inbox>.<number>.<token>        an acknowledgement for the core with this number
@@ -13,6 +13,7 @@ import asyncio
 from typing import Protocol
 
 from keyvalue_replica.core import Core
+from keyvalue_replica.headed import HeadedDeliveries, SharedHeadedDeliveries
 from keyvalue_replica.quick import Acknowledgements, Barriers, Deliveries
 from keyvalue_replica.shared_quick import SharedAcknowledgements, SharedBarriers, SharedDeliveries
 from keyvalue_transport.nats.connection import Connection, Subscription
@@ -61,7 +62,8 @@ class OwnWire:
     async def follow(self, consumer: str) -> str:
         """Subscribe to deliveries."""
         core, inbox = self._core, self._connection.new_inbox()
-        quick = Deliveries(core, consumer, self._acknowledgements), Barriers(core, consumer)
+        plain = Deliveries(core, consumer, self._acknowledgements)
+        quick = plain, HeadedDeliveries(core, consumer), Barriers(core, consumer)
         self._deliveries = await self._connection.subscribe_frames(inbox, core.deliver, quick)
         return inbox
 
@@ -102,7 +104,7 @@ class SharedWires:
                 quick = (
                     SharedAcknowledgements(self.inbox, self.cores),
                     SharedDeliveries(self.by_consumer),
-                    SharedBarriers(self.by_consumer),
+                    SharedHeadedDeliveries(self.by_consumer, SharedBarriers(self.by_consumer)),
                 )
                 self._subscription = await self.connection.subscribe_frames(f"{self.inbox}.*.*", self._take, quick)
 

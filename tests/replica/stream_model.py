@@ -19,6 +19,7 @@ from keyvalue_replica.answers import Barrier
 from keyvalue_replica.bucket import ReplicaBucket, ReplicaStore
 from keyvalue_replica.clock import ServerClock
 from keyvalue_replica.core import Core
+from keyvalue_replica.headed import HeadedDeliveries, SharedHeadedDeliveries
 from keyvalue_replica.layout import DELETES, Layout, headers_of
 from keyvalue_replica.options import LinkedOptions
 from keyvalue_replica.promise import Promise
@@ -214,10 +215,12 @@ class Instance:
             (own, b"2"),
             (Deliveries(self.core, CONSUMER, own), b"1"),
             (Barriers(self.core, CONSUMER), b"1"),
+            (HeadedDeliveries(self.core, CONSUMER), b"1"),
         ]
         if stream.layout.bucket is not None:
             by_consumer = {CONSUMER.encode(): self.core}
-            self._quick = [(SharedDeliveries(by_consumer), b"1"), (SharedBarriers(by_consumer), b"1")]
+            headed = SharedHeadedDeliveries(by_consumer, SharedBarriers(by_consumer))
+            self._quick = [(SharedDeliveries(by_consumer), b"1"), (headed, b"1")]
         self.replica = ReplicaStore(self.core, options or StoreOptions(), MadeAgain)
         self.core.position.trusts_pending = replicas == 1
         self.to_deliver: deque[int] = deque()  # the sequences that the consumer will deliver, if they are kept

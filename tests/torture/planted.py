@@ -87,8 +87,8 @@ def send_again(core: Core, tick: Any) -> None:
             core.publish_one(core.delete_message(subject) if value is None else Outgoing(subject, value), None, change)
 
 
-def end_batch_at_once(applier: Applier, apply: Any, *message: Any) -> None:
-    apply(applier, *message)
+def end_batch_at_once(applier: Applier, apply_all: Any, messages: Any) -> None:
+    apply_all(applier, messages)
     applier.end_batch()
 
 
@@ -192,7 +192,7 @@ BUGS: dict[str, Sequence[Replaced]] = {
     ],
     "apply out of order": [(Publications, "stored", skip_to_own_change)],
     "send again": [(Core, "tick", send_again)],
-    "batch in halves": [(Applier, "apply", end_batch_at_once)],
+    "batch in halves": [(Applier, "apply_all", end_batch_at_once)],
 }
 #: The bugs that leave calls without an answer. The others make answers wrong.
 UNANSWERED = ("wait for exactly S",)
