@@ -19,9 +19,23 @@ from nats.aio.client import Client
 from nats.js.api import KeyValueConfig
 from nats.js.errors import KeyNotFoundError
 
+from keyvalue_engine import Store, StoreOptions
+from keyvalue_provider.moving import Bystander
+from keyvalue_replica.clock import ServerClock
+from keyvalue_replica.company import Company
+from keyvalue_replica.core import Core
+from keyvalue_replica.follower import Follower
 from keyvalue_replica.layout import Layout
+from keyvalue_replica.options import ReplicaOptions
+from keyvalue_replica.plain_layout import PlainLayout
+from keyvalue_replica.reading_order import ReadingOrder
+from keyvalue_replica.reservations import Reservations
+from keyvalue_replica.wires import SharedWires
 from keyvalue_transport.keyvalue.errors import OtherError
 from keyvalue_transport.nats.client import KeyValueClient
+from keyvalue_transport.nats.connection import Connection
+from keyvalue_transport.nats.opening import ConnectionOptions
+from keyvalue_transport.nats.urls import split_urls
 from keyvalue_transport.wrpc.errors import NoProviderError
 from tests.conftest import DEADLINE_S, Launch, NatsServer, Provider, in_thread, launching
 from tests.integration.test_store import (  # noqa: F401 # these are tests, which run with the fixtures of this module
@@ -294,6 +308,48 @@ async def test_a_batch_is_stored_whole_or_pipelined(launch: Launch, nats_server:
         assert await client.get_many("b", list(entries)) == list(entries.values())
         await client.delete_many("b", list(entries))
         assert (await client.list_keys("b")).keys == []
+
+
+@pytest.mark.parametrize("ttl", [{}, {"ttl_ms": "3600000"}], ids=["kept", "timed"])
+@pytest.mark.parametrize("keys", ["encoded", "plain"])
+async def test_everything_that_an_instance_writes_is_read_quickly(
+    launch: Launch, nats_server: NatsServer, keys: str, ttl: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server may add a header, or change the order of ours. Then each frame would be parsed, at three times the cost."""
+    bucket = f"quick-{keys}-{len(ttl)}"
+    named = {"jetstream_bucket": bucket} if keys == "encoded" else {"enable_bucket_auto_create": "true"}
+    instance = launch({"keys": keys, **named, **ttl})
+    connection = await Connection.open(ConnectionOptions(split_urls(nats_server.url), "test"))
+    parsed: list[bytes] = []
+    deliver = Core.deliver
+
+    def counted(core: Core, subject: bytes, reply: bytes, block: bytes, payload: bytes) -> None:
+        if subject.startswith(b"$KV."):
+            parsed.append(block)
+        deliver(core, subject, reply, block, payload)
+
+    monkeypatch.setattr(Core, "deliver", counted)
+    async with KeyValueClient(nats_server.url, instance.prefix, timeout_s=DEADLINE_S) as client:
+        await client.set(bucket, "first", b"")  # the first delivery of a consumer is always parsed
+        follower = Follower(connection, options := ReplicaOptions(bucket, creates=False))
+        if keys == "plain":
+            store = Store(clock=(clock := ServerClock()), is_limited=False)
+            company = Company(store, clock, Reservations(store), SharedWires(connection), ReadingOrder())
+            follower = Follower(connection, options, PlainLayout(bucket, bucket.encode()), company)
+        core = await follower.open(StoreOptions(), DEADLINE_S)
+        follower.start(Bystander())
+        await follower.wait_caught_up()
+        await client.set_many(bucket, {"a": b"1", "b": b"2", "n": b"3"})
+        await client.increment(bucket, "n", 1)
+        await client.delete_many(bucket, ["a", "b"])
+        await client.set(bucket, "c", b"4")
+        await client.delete(bucket, "c")
+        handle = core.store.bucket(bucket.encode())
+        await core.barrier()
+        assert (handle.get(b"n"), len(handle)) == (b"4", 2)
+        assert len(parsed) == 1, parsed
+        await follower.stop()
+    await connection.close()
 
 
 async def test_a_value_must_fit_into_a_message_and_a_full_bucket_says_so(
