@@ -83,6 +83,7 @@ class Scene:
         self._others: list[Again] = []  # what calls wait for after that
         self._is_over = self._are_others_over = False
         self.made: Counter[bytes] = Counter()
+        self.made_in_runs = 0
 
     def _handle(self, caller: Caller, buffer: bytes, start: int, end: int) -> HandlerResult:
         params = buffer[start:end]
@@ -107,6 +108,7 @@ class Scene:
             return self._ended
         if set(params) == {b"small"}:
             self.made.update(params)
+            self.made_in_runs += len(params)
             return [b"result"] * len(params)
         return None
 
@@ -128,13 +130,18 @@ OPERATIONS = st.lists(
 )
 
 
-@given(OPERATIONS, st.sampled_from((0, repeats.KEPT_BYTES)), st.booleans(), st.sampled_from((WAITING_MAX, 40)))
+#: The sizes that a read may have for each call that keeps it. With 0, calls keep copies of their parameters. With that of a
+#: frame, runs keep copies of their frames.
+KEPT = st.sampled_from((0, len(hmsg(GET, b"small", b"r10")), repeats.KEPT_BYTES))
+
+
+@given(OPERATIONS, KEPT, st.booleans(), st.sampled_from((WAITING_MAX, 40)))
 def test_each_call_is_answered_once(
     operations: list[list[bytes] | str], kept_bytes: int, has_runs: bool, waiting_max: int
 ) -> None:
     loop = asyncio.new_event_loop()
     try:
-        with patch.object(repeats, "KEPT_BYTES", kept_bytes):  # with 0, calls keep copies of their parameters
+        with patch.object(repeats, "KEPT_BYTES", kept_bytes):
             check_answers(Scene(loop, waiting_max=waiting_max, has_runs=has_runs), loop, operations, waiting_max)
     finally:
         loop.close()
@@ -230,18 +237,24 @@ def test_calls_after_one_that_waits_are_made_only_then(
     ]
 
 
-def test_a_call_keeps_no_large_read(loop: asyncio.AbstractEventLoop) -> None:
-    scene = Scene(loop)
+@pytest.mark.parametrize("run", [1, 8])
+def test_a_call_keeps_no_large_read_and_a_run_stays_one(loop: asyncio.AbstractEventLoop, run: int) -> None:
+    scene = Scene(loop, waiting_max=64, has_runs=True)
     scene.routes.add(9, InOrder(lambda payload: None))
-    large = hmsg(9, bytes(MIB // 2), b"")
+    large, call = hmsg(9, bytes(MIB // 2), b""), hmsg(GET, b"small", b"r2")
+    scene.protocol.data_received(call * 2)  # a shape is learned from these
+    scene.end()
     tracemalloc.start()
     try:
         for _ in range(3):
-            scene.protocol.data_received(hmsg(GET, b"small", b"r2") + large)
-        assert scene.invocations.waiting == 3
+            scene.protocol.data_received(large + call * run + large)
+        assert scene.invocations.waiting == 3 * run
         assert tracemalloc.get_traced_memory()[0] < MIB // 4
     finally:
         tracemalloc.stop()
+    scene.end()
+    assert scene.invocations.counts.answered == 2 + 3 * run
+    assert scene.made_in_runs == (3 * run if run > 1 else 0)
 
 
 def test_calls_that_still_wait_end_when_the_server_stops(loop: asyncio.AbstractEventLoop) -> None:

@@ -22,7 +22,8 @@ from keyvalue_transport.wrpc.repeated import WAITS_AGAIN
 
 __all__ = ["Repeats"]
 
-#: A group keeps a read of at most this size for each of its calls. Otherwise, it keeps copies of the parameters.
+#: A group keeps a read of at most this size for each of its calls. If a read is larger, a run keeps a copy of its frames, if
+#: they are not larger. Otherwise, a group keeps copies of the parameters.
 KEPT_BYTES = 512
 
 #: The tail of a call's reply subject, the offset of its frame or its `traceparent`, and the start and end of its parameters.
@@ -76,6 +77,8 @@ class Repeats:
         self, again: Again, handler: ForRuns, caller: Caller, head: bytes, run: FrameRun, buffer: bytes
     ) -> None:
         """Let the calls of a run wait, like `add`."""
+        if len(buffer) > KEPT_BYTES * len(run):
+            buffer = run.cut_out(buffer)
         if len(buffer) <= KEPT_BYTES * len(run):
             self._add(again, (handler, caller, head, buffer, run))
         else:

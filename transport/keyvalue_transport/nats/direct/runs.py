@@ -49,6 +49,12 @@ class FrameRun:
             self.params = ()  # the arguments take their place while the calls wait
         return handler.call_run(caller, self.arguments)
 
+    def cut_out(self, buffer: bytes) -> bytes:
+        """Return a copy of the frames, and let the offsets be those in the copy."""
+        frames, at = buffer[self._at : self.end], self._at
+        self._at, self._start, self._stop = 0, self._start - at, self._stop - at
+        return frames
+
     @property
     def end(self) -> int:
         """Return the offset after the last frame."""
