@@ -1,6 +1,7 @@
 """The replicated store as the service sees it: handles with the methods of the engine's, which answer later.
 
-A write is checked against the limits and published. A read waits for a barrier, unless its link reads locally.
+A write is checked against the limits and published. A read waits for a barrier, unless its link reads locally
+(`LocalBucket`).
 """
 
 from __future__ import annotations
@@ -97,7 +98,8 @@ class ReplicaStore:
 
     def bucket(self, name: bytes, options: BucketOptions) -> ReplicaBucket:
         """Open a bucket."""
-        return ReplicaBucket(self, name, options)
+        is_local = isinstance(options, LinkedOptions) and not options.reads_latest
+        return LocalBucket(self, name, options) if is_local else ReplicaBucket(self, name, options)
 
     def add_quota(self, quota: Quota, buckets_max: int) -> None:
         """Start counting for a quota. Count at most `buckets_max` buckets now."""
@@ -117,7 +119,7 @@ class ReplicaStore:
 
 
 class ReplicaBucket:
-    """A handle for one bucket. A method returns a value, or an awaitable of the value."""
+    """A handle for one bucket, whose reads show the newest values. A method returns a value, or an awaitable of it."""
 
     __slots__ = (
         "_add",
@@ -128,12 +130,9 @@ class ReplicaBucket:
         "_key_bytes_max",
         "_name",
         "_quota",
-        "_reads_latest",
         "_ttl_ms",
         "_value_bytes_max",
         "_writable",
-        "exists_now",
-        "get_now",
     )
 
     def __init__(self, store: ReplicaStore, name: bytes, options: BucketOptions) -> None:
@@ -143,57 +142,49 @@ class ReplicaBucket:
         self._name = name
         self._engine: Bucket = store.engine.bucket(name, engine_options(options))
         self._writable = store.engine.bucket(name, ANY)
-        self.get_now = self._engine.get
-        self.exists_now = self._engine.exists
         self._is_atomic = store.is_atomic
         self._key_bytes_max = options.key_bytes_max or of_store.key_bytes_max
         self._value_bytes_max = options.value_bytes_max or of_store.value_bytes_max
         self._ttl_ms = options.ttl_ms or 0
         self._quota = options.quota
-        self._reads_latest = not isinstance(options, LinkedOptions) or options.reads_latest
         is_be64 = isinstance(options, LinkedOptions) and options.has_be64_counters
         self._add = add_to_be64 if is_be64 else add_to_text
 
     # Reads.
 
     def get(self, key: bytes) -> Any:
-        """Return the value of a key, or None."""
-        if not self._reads_latest:
-            return self.get_now(key)
+        """Return the value of a key, or None; or Again, with which a call waits for a barrier, and is made again."""
         core = self._core
-        if core.passing is not None:  # the call is made again
-            core.passing.result()
-            return self.get_now(key)
-        return self._wait_for_barrier()
+        if core.passing is None:
+            return self._wait_for_barrier()
+        core.passing.result()
+        return self._engine.get(key)
+
+    def get_each(self, keys: Sequence[bytes]) -> Any:
+        """Return the values of keys, as one `get` for each does, or Again if they must be read again."""
+        core = self._core
+        if core.passing is None:
+            return self._wait_for_barrier()
+        core.passing.result()
+        return self._engine.get_each(keys)
 
     def _wait_for_barrier(self) -> object:
-        """Return Again, with which a call waits for a barrier, and is made again."""
         barrier = self._core.barrier()
         if barrier.again is None:
             barrier.again = self._again(barrier)
         return barrier.again
 
-    def get_each(self, keys: Sequence[bytes]) -> Any:
-        """Return the values of keys, as one `get` for each does, or Again if they must be read again."""
-        core = self._core
-        if self._reads_latest:
-            if core.passing is None:
-                return self._wait_for_barrier()
-            core.passing.result()
-        return self._engine.get_many(keys)
-
     def exists(self, key: bytes) -> bool | Read[bool]:
         """Return True if the key exists."""
-        return Read(self._core.barrier(), self.exists_now, key) if self._reads_latest else self.exists_now(key)
+        return Read(self._core.barrier(), self._engine.exists, key)
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None] | Read[list[bytes | None]]:
         """Return the values in the order of the keys, with None for each missing key."""
-        function = self._engine.get_many
-        return Read(self._core.barrier(), function, keys) if self._reads_latest else function(keys)
+        return Read(self._core.barrier(), self._engine.get_many, keys)
 
     def entry(self, key: bytes) -> Entry | Read[Entry | None] | None:
         """Return the value of a key with its deadline, or None."""
-        return Read(self._core.barrier(), self._engine.entry, key) if self._reads_latest else self._engine.entry(key)
+        return Read(self._core.barrier(), self._engine.entry, key)
 
     def __len__(self) -> int:
         """Return the number of keys that have arrived at this instance."""
@@ -201,10 +192,7 @@ class ReplicaBucket:
 
     def partial_page(self, cursor: int | None, keys_max: int | None, bytes_max: int) -> Page | Read[Page]:
         """Return a page. If the page is empty but has a cursor, the rest of the page starts at the cursor."""
-        function = self._engine.partial_page
-        if self._reads_latest:
-            return Read(self._core.barrier(), function, cursor, keys_max, bytes_max)
-        return function(cursor, keys_max, bytes_max)
+        return Read(self._core.barrier(), self._engine.partial_page, cursor, keys_max, bytes_max)
 
     # Writes.
 
@@ -418,6 +406,17 @@ class ReplicaBucket:
 
     def _growth(self, key: bytes, entry: Entry) -> Growth:
         return growth_of(key, self._engine.entry(key), entry)
+
+
+class LocalBucket(ReplicaBucket):
+    """A handle whose reads show what has arrived at this instance. They are the engine's, with nothing in between."""
+
+    __slots__ = ("entry", "exists", "get", "get_each", "get_many", "partial_page")
+
+    def __init__(self, store: ReplicaStore, name: bytes, options: BucketOptions) -> None:
+        super().__init__(store, name, options)
+        for read in self.__slots__:
+            setattr(self, read, getattr(self._engine, read))
 
 
 def _begin_age(step: Step, entry: Entry | None) -> tuple[Entry | None, object]:

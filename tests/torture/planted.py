@@ -120,8 +120,6 @@ def give_up_asking(core: Core, tick: Any) -> None:
 
 
 def get_directly(bucket: ReplicaBucket, get: Any, key: bytes) -> Any:
-    if not bucket._reads_latest:
-        return get(bucket, key)
     core, answer = bucket._core, Promise()
 
     def take(block: bytes, payload: bytes) -> None:
