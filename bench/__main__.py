@@ -29,7 +29,7 @@ scripts/bench COMMAND --help lists the options of a command. Without COMMAND, en
   scripts/bench --output bench/results/before            before a change, on a machine that runs nothing else
   scripts/bench --compare bench/results/before/run.json  after the change
   scripts/bench --against REVISION                       CPU time per call beside an earlier revision, in turns
-  scripts/bench --scenario all --against bf582ab         every bar in one run
+  scripts/bench --scenario all --against bf582ab         every bar in one run: half an hour
 
 Speed depends on the machine, so quote ratios to the bare responder. docs/performance.md explains them.
 """

@@ -14,7 +14,7 @@ import pytest
 import uvloop
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.load.case import Function, Headers, Load
+from bench.load.case import Function, Load
 from bench.load.workload import FUNCTIONS, Script, key_of, value_of
 from keyvalue_engine import Store
 from keyvalue_provider.keyvalue.service import Service
@@ -96,18 +96,17 @@ class FilledServer:
         self._protocol.connection_made(self.socket)  # type: ignore[arg-type] # has the methods that it calls
         self._protocol.data_received(b'INFO {"max_payload": 1048576}\r\nPONG\r\n')
 
-    def read(self, function: Function, headers: Headers) -> bytes:
+    def read(self, function: Function) -> bytes:
         """Return the bytes of one read: frames that call a function, each with other keys."""
         bucket = "counters" if function == "increment" else "default"
-        load = Load(url="", prefix=PREFIX, function=function, headers=headers, bucket=bucket, keys=len(ALL_KEYS))
+        load = Load(url="", prefix=PREFIX, function=function, bucket=bucket, keys=len(ALL_KEYS))
         script = Script(load, b"_INBOX." + b"c" * 22, 1024 * 1024)
         number = self._connection.numbers[invocation_subject(PREFIX, FUNCTIONS[function].instance, function)]
         frames = []
         for index in range(FRAMES):
             head, middle, tail = script.walk_frame(index * 2**58) if function == "list-keys" else script.frame(index)
             verb, subject, inbox = head.replace(b"PUB", b"MSG", 1).split()
-            span = script.span(index) if headers == "traced" else b""
-            frames.append(b"%b %b %d %b%d%b%b%b" % (verb, subject, number, inbox, index, middle, span, tail))
+            frames.append(b"%b %b %d %b%d%b%b" % (verb, subject, number, inbox, index, middle, tail))
         return b"".join(frames)
 
     def receive(self, read: bytes) -> None:
@@ -135,9 +134,12 @@ def server() -> Iterator[FilledServer]:
     loop.close()
 
 
-def receive_all(benchmark: BenchmarkFixture, server: FilledServer, function: Function, headers: Headers) -> None:
+@pytest.mark.parametrize("function", [*OF_A_KEY, *OF_KEYS])
+def test_function(benchmark: BenchmarkFixture, server: FilledServer, function: Function) -> None:
     """Receive the same read again and again. Before each read of deletes, set the deleted keys again."""
-    read = server.read(function, headers)
+    what = "many keys" if function in OF_KEYS else "one key"
+    benchmark.group = f"frames: a call of {what}, a host's headers"
+    read = server.read(function)
     server.receive(read)
     deleted = [key for key in ALL_KEYS if not server.bucket.exists(key)]
     if rounds := UNDONE_ROUNDS.get(function):
@@ -150,16 +152,3 @@ def receive_all(benchmark: BenchmarkFixture, server: FilledServer, function: Fun
     assert bool(deleted) == (function in UNDONE_ROUNDS)
     assert server.server.in_flight == 0
     benchmark.extra_info["calls"] = FRAMES
-
-
-@pytest.mark.parametrize("function", [*OF_A_KEY, *OF_KEYS])
-def test_function(benchmark: BenchmarkFixture, server: FilledServer, function: Function) -> None:
-    what = "many keys" if function in OF_KEYS else "one key"
-    benchmark.group = f"frames: a call of {what}, a host's headers"
-    receive_all(benchmark, server, function, "host")
-
-
-@pytest.mark.parametrize("headers", ["none", "host", "traced"])
-def test_headers(benchmark: BenchmarkFixture, server: FilledServer, headers: Headers) -> None:
-    benchmark.group = "frames: a get with headers"
-    receive_all(benchmark, server, "get", headers)

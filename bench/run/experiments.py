@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from statistics import median
 from urllib.request import urlopen
 
@@ -35,6 +36,8 @@ __all__ = ["EXPERIMENTS", "GROWTH_CASES", "Experiment"]
 
 GROWTH_CASES = (Case(), Case(function="set"), Case(function="list-keys", in_flight=4))
 WALK = Case(function="list-keys", in_flight=1)
+#: Batches fill a store in a quarter of the time, but their keys use 3 to 13 % less memory, for example for deadlines.
+MANY = Case(function="set-many", in_flight=256)
 MEMORY_CASE = Case(value_bytes=2**20, keys=64)
 METRICS = re.compile(r"http://\S+/metrics")
 EVENTS = re.compile(r"^wrpc_keyvalue_watch_(?:events|dropped)_total(?:{.*})? (\S+)$", re.MULTILINE)
@@ -42,16 +45,15 @@ SCRAPES = 5
 SCRAPE_TIMEOUT_S = 10.0
 #: Number of turns into which each load of a round is split. Within a round, a machine's speed drifts by more than the
 #: two or three per cent that the bars allow.
-TURNS = 10
-TURN_MIN_S = 0.05
+TURNS = 5
 #: Two gets are due at the same time, one on each provider, at this rate of gets per second.
 PAIRS = Case(rate=2_000.0)
 #: Seconds from the start of the gets to the start of the walk or the save that runs at the same time.
 BEGIN_S = 0.5
 #: The line of the log about a save, with the seconds that it took.
 SAVED = re.compile(r"snapshot saved: .* in (\S+) s")
-#: A save beside gets takes at most this many times as long as a save alone.
-SAVE_SHARE = 3.0
+#: A save beside gets takes at most this many times as long as a save alone; a walk, as a load.
+SHARE_MAX = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,53 +114,47 @@ def launched(stage: Stage, name: str, subjects: Sequence[Subject], rounds: int =
         for subject in subjects:
             with stage.launch(subject) as provider:
                 if keys:
-                    stage.fill(provider, keys)
+                    load = stage.load(provider, subject, replace(MANY, keys=keys), 0.0, calls=keys // MANY.batch_keys)
+                    stage.generator.run(replace(load, each_once=True))
                 yield Trial(stage, name, subject, provider, number)
 
 
 def growth(stage: Stage, name: str, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
     """Measure get, set and list-keys as the number of keys grows. Also measure the memory per key after sorting."""
-    stores = {one: Trial(stage, name, one, stage.launch(one)) for one in subjects if one.is_store}
-    empty = {subject: resident_bytes(trial.provider.pid) for subject, trial in stores.items()}
-    filled = 0
-    for keys in extent.growth_keys:
-        for trial in stores.values():
-            stage.fill(trial.provider, keys - filled, first_key=filled)
-            trial.walk(keys)  # the first walk sorts the keys, so no measured page has to, and the memory includes it
-        filled = keys
-        for number in range(extent.rounds):
-            for case in (replace(case, keys=keys) for case in GROWTH_CASES):
+    for store in launched(stage, name, [subject for subject in subjects if subject.is_store]):
+        empty = resident_bytes(store.provider.pid)
+        filled = 0
+        for keys in extent.growth_keys:
+            stage.fill(store.provider, keys - filled, first_key=filled)
+            store.walk(keys)  # the first walk sorts the keys, so no measured page has to, and the memory includes it
+            filled = keys
+            for number, case in product(range(extent.rounds), (replace(case, keys=keys) for case in GROWTH_CASES)):
                 for subject in subjects:
-                    if subject in stores:
-                        trial = replace(stores[subject], number=number)
-                        yield trial.row(case, stage.generator.run(trial.load(case, extent.seconds)))
+                    if subject is store.subject:
+                        outcome = stage.generator.run(store.load(case, extent.seconds))
+                        yield replace(store, number=number).row(case, outcome)
                     else:
                         yield stage.row(name, case, subject, number, extent.seconds)
-        for subject, trial in stores.items():
-            grown = resident_bytes(trial.provider.pid) - empty[subject]
-            times_s = timeit.repeat(trial.scrape, number=1, repeat=SCRAPES)
+            grown = resident_bytes(store.provider.pid) - empty
+            times_s = timeit.repeat(store.scrape, number=1, repeat=SCRAPES)
             figures = {"bytes_a_key": grown / keys, "scrape_us": 1e6 * median(times_s)}
-            yield trial.row_without_load(f"memory, {keys:,} keys", **figures)
-    for trial in stores.values():
-        trial.provider.stop()
+            yield store.row_without_load(f"memory, {keys:,} keys", **figures)
 
 
 def expiry(stage: Stage, name: str, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
     """Measure get and set on keys with and without deadlines. Also measure the memory per key before sorting."""
     keys = extent.keys
-    trials = [Trial(stage, name, subject, stage.launch(subject)) for subject in subjects]
-    for trial in trials:
-        empty = resident_bytes(trial.provider.pid)
-        stage.fill(trial.provider, keys)
-        grown = resident_bytes(trial.provider.pid) - empty
-        yield trial.row_without_load(f"memory, {keys:,} keys", bytes_a_key=grown / keys)
-    for number in range(extent.rounds):
-        for case in (Case(keys=keys), Case(function="set", keys=keys)):
+    with ExitStack() as stack:
+        trials = [Trial(stage, name, subject, stack.enter_context(stage.launch(subject))) for subject in subjects]
+        for trial in trials:
+            empty = resident_bytes(trial.provider.pid)
+            stage.fill(trial.provider, keys)
+            bytes_a_key = (resident_bytes(trial.provider.pid) - empty) / keys
+            yield trial.row_without_load(f"memory, {keys:,} keys", bytes_a_key=bytes_a_key)
+        for number, case in product(range(extent.rounds), (Case(keys=keys), Case(function="set", keys=keys))):
             for trial in trials[:: 1 if number % 2 else -1]:
                 outcome = stage.generator.run(trial.load(case, extent.seconds))
                 yield replace(trial, number=number).row(case, outcome)
-    for trial in trials:
-        trial.provider.stop()
 
 
 def memory(stage: Stage, name: str, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
@@ -181,7 +177,7 @@ def pages(stage: Stage, name: str, subjects: Sequence[Subject], extent: Extent) 
     for trial in launched(stage, name, subjects, extent.rounds, extent.keys):
         walk = partial(trial.walk, extent.keys)
         walks = {"the first walk": walk, "the second walk": walk}
-        yield from gets_beside(trial, extent.keys, walks, 2 * (BEGIN_S + extent.seconds))
+        yield from gets_beside(trial, extent.keys, walks, 2 * BEGIN_S + SHARE_MAX * extent.seconds)
 
 
 def snapshot(stage: Stage, name: str, subjects: Sequence[Subject], extent: Extent) -> Iterator[Row]:
@@ -192,12 +188,14 @@ def snapshot(stage: Stage, name: str, subjects: Sequence[Subject], extent: Exten
     for trial in launched(stage, name, saving, extent.rounds, extent.keys):
         save = partial(os.kill, trial.provider.pid, signal.SIGUSR1)
         save()
-        seconds = 2 * BEGIN_S + SAVE_SHARE * trial.save_s(1)
+        seconds = 2 * BEGIN_S + SHARE_MAX * trial.save_s(1)
         *rows, last = gets_beside(trial, extent.keys, {"a save": save}, seconds)
         yield from (*rows, replace(last, figures={**last.figures, "save_s": trial.save_s(2)}))
+        trial.provider.popen.kill()  # at an orderly stop, it would save once more
         trial.provider.stop()
         for again in launched(stage, name, [trial.subject]):
             yield replace(again, number=trial.number).start_row(f"start, {extent.keys:,} keys")
+            again.provider.popen.kill()
         path.unlink()
 
 
@@ -209,14 +207,14 @@ def gets_beside(
     Each get has a partner: a get that is due at the same time on the bare responder. The partner never waits for the
     action, so its latency shows how much of a delay comes from the machine.
 
-    :param seconds: duration of each load of gets; the longest of more waits would be longer
+    :param seconds: duration of the gets beside each action
     """
     get = replace(PAIRS, keys=keys)
     gets = trial.load(get, seconds)
     gets = replace(gets, beside=trial.stage.provider(BARE, get).prefix)
     of_keys = f", {keys:,} keys"
     with GeneratorProcess(trial.stage.directory, "load-beside") as beside:
-        alone = beside.run(gets)
+        alone = beside.run(replace(gets, seconds=2 * BEGIN_S))
         yield trial.row(get, alone, f"gets alone{of_keys}", excess_us=alone.excess_us)
         for what, act in actions.items():
             beside.begin(gets)
@@ -242,9 +240,7 @@ def fresh(stage: Stage, name: str, subjects: Sequence[Subject], extent: Extent) 
     alone = [subject for subject in subjects if subject.watcher is ANSWERING]
     others = [subject for subject in subjects if subject not in alone]
     for number in range(max(SCENARIOS[name].rounds_min, extent.rounds)):
-        for group, turns in ((others, TURNS), (alone, 1)):
-            if not group:
-                continue
+        for group, turns in [pair for pair in ((others, TURNS), (alone, 1)) if pair[0]]:
             with ExitStack() as stack:
                 trials = []
                 for subject in group[:: 1 if number % 2 else -1]:
@@ -260,7 +256,7 @@ def fresh(stage: Stage, name: str, subjects: Sequence[Subject], extent: Extent) 
 
 def in_turns(trials: Sequence[Trial], case: Case, seconds: float, turns: int) -> Iterator[Row]:
     """Measure a case with several providers, which take turns. Raise LoadError if a watcher received no event."""
-    loads = {trial: trial.load(case, max(seconds / turns, TURN_MIN_S)) for trial in trials}
+    loads = {trial: trial.load(case, seconds / turns) for trial in trials}
     outcomes: dict[Trial, list[Outcome]] = {trial: [] for trial in trials}
     told = {trial: trial.events() for trial in trials if trial.subject.watcher}
     for turn in range(turns):

@@ -8,8 +8,10 @@ within a round, as the median and its interval over all rounds.
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator, Sequence
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from bench.load.case import Case
@@ -77,33 +79,52 @@ class Plan:
 
 
 def measure(plan: Plan, failures: list[Failure]) -> Generator[Row, None, None]:
-    """Measure all scenarios of a plan. Yield each row as soon as it is measured. Append each failure of a peer."""
+    """Measure all scenarios of a plan. Yield each row as soon as it is measured. Append each failure of a peer.
+
+    If a scenario fails otherwise, measure the others before the error is raised.
+    """
+    began_s = time.monotonic()
+    errors: list[Exception] = []
     with Stage() as stage:
-        loads = plan.loads()
-        extent = plan.extent
-        for number in range(extent.rounds):
-            for place, ((case, subjects), names) in enumerate(loads.items(), 1):
-                rows = []
-                turn = number % max(1, len(subjects))
-                for subject in (*subjects[turn:], *subjects[:turn]):
-                    if any(one.subject == subject.name and (one.is_gone or one.case == case.label) for one in failures):
-                        continue
-                    try:
-                        row = stage.row(names[0], case, subject, number, extent.seconds)
-                    except MEASUREMENT_ERRORS as error:
-                        failures.append(stage.failure(error, case, subject, number))
-                        say(f"bench: {failures[-1].text}")
-                        continue
-                    rows.append(row)
-                    yield from (replace(row, scenario=name) for name in names)
-                say(f"round {number + 1}/{extent.rounds} {place:>3}/{len(loads)}  {case.label:<34} {line_of(rows)}")
+        parts: dict[str, Callable[[], Iterator[Row]]] = {"cases": partial(measure_cases, stage, plan, failures)}
         for name in (name for name in plan.scenarios if name in EXPERIMENTS and plan.subjects_of(name)):
+            parts[name] = partial(EXPERIMENTS[name], stage, name, plan.subjects_of(name), plan.extent)
+        for place, (name, rows_of) in enumerate(parts.items(), 1):
+            if len(parts) > 1:
+                say(f"{name}: part {place} of {len(parts)}, after {(time.monotonic() - began_s) / 60:.1f} min")
             try:
-                for row in EXPERIMENTS[name](stage, name, plan.subjects_of(name), extent):
+                for row in rows_of():
                     yield row
-                    say(f"{name} round {row.round + 1}  {row.case:<38} {line_of([row])}")
+                    if row.scenario == name:
+                        say(f"{name} round {row.round + 1}  {row.case:<38} {line_of([row])}")
             except NotAvailableError as error:
                 say(f"bench: {name} is not measured: {error}")
+            except MEASUREMENT_ERRORS as error:
+                say(f"bench: {name} failed: {error}")
+                errors.append(type(error)(f"{name}: {error}"))
+    if errors:
+        raise errors[0]
+
+
+def measure_cases(stage: Stage, plan: Plan, failures: list[Failure]) -> Iterator[Row]:
+    """Measure the scenarios that are lists of cases."""
+    loads, extent = plan.loads(), plan.extent
+    for number in range(extent.rounds):
+        for place, ((case, subjects), names) in enumerate(loads.items(), 1):
+            rows = []
+            turn = number % max(1, len(subjects))
+            for subject in (*subjects[turn:], *subjects[:turn]):
+                if any(one.subject == subject.name and (one.is_gone or one.case == case.label) for one in failures):
+                    continue
+                try:
+                    row = stage.row(names[0], case, subject, number, extent.seconds)
+                except MEASUREMENT_ERRORS as error:
+                    failures.append(stage.failure(error, case, subject, number))
+                    say(f"bench: {failures[-1].text}")
+                    continue
+                rows.append(row)
+                yield from (replace(row, scenario=name) for name in names)
+            say(f"round {number + 1}/{extent.rounds} {place:>3}/{len(loads)}  {case.label:<34} {line_of(rows)}")
 
 
 def line_of(rows: Sequence[Row]) -> str:

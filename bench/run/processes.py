@@ -141,12 +141,10 @@ class Process:
 
     def stop(self) -> None:
         """Send SIGTERM and wait. Send SIGKILL if the process does not exit in time."""
-        if self.popen.poll() is None:
-            self.popen.terminate()
-            try:
-                self.popen.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                self.popen.kill()
+        self.popen.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self.popen.wait(STOP_TIMEOUT_S)
+        self.popen.kill()
         self.popen.wait()
         for pipe in filter(None, (self.popen.stdin, self.popen.stdout)):
             with suppress(BrokenPipeError):

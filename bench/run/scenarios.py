@@ -134,7 +134,7 @@ SCENARIOS: Mapping[str, Scenario] = {
         (Bar("increment, 64 in flight", CPU, 1.5, f"set {HOST}"),),
     ),
     "growth": Scenario(
-        "get, set and a page at 10^3 to 10^6 keys (10^7 with --large); memory per key",
+        "get, set and a page at 10^3, 10^5 and 10^6 keys (10^7 with --large); memory per key",
         bars=(
             # The limit of 2.5 allows logarithmic growth: the logarithm of a million is twice that of a thousand.
             *(
@@ -149,7 +149,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     "memory": Scenario(
         "2,000 simultaneous gets of 1 MiB: memory in addition to the filled store",
         bars=(Bar("get 1 MiB, 2000 in flight, 64 keys", "above_store_bytes", 64 * 2**20, is_worst=True),),
-        subjects=("direct", "plain"),
+        subjects=("direct",),
     ),
     "metrics": Scenario(
         "get and set with and without metrics; at least 20 rounds",

@@ -81,7 +81,7 @@ def test_a_peer_that_fails_loses_only_its_own_cases(tmp_path: Path, capsys: pyte
         (
             LoadError("kv-1: the process ended; last output:\na\nb"),
             1,
-            "it ended early: kv-1: the process ended; last output: b",
+            "a scenario failed: kv-1: the process ended; last output: b",
         ),
     ],
     ids=["Ctrl-C", "SIGTERM", "failure"],
@@ -160,11 +160,11 @@ def test_help_says_how_a_peer_is_launched() -> None:
         assert part in text
 
 
-def test_a_plan_without_options_measures_everything_five_times_and_a_quick_one_less() -> None:
+def test_a_plan_without_options_measures_everything_seven_times_and_a_quick_one_less() -> None:
     plan = plan_of(parser().parse_args([]))
     assert list(plan.scenarios) == [name for name, scenario in SCENARIOS.items() if not scenario.is_optional]
     assert [subject.name for subject in plan.subjects] == ["bare", "direct", "plain"]
-    assert (plan.extent.rounds, plan.extent.growth_keys) == (5, [10**3, 10**4, 10**5, 10**6])
+    assert (plan.extent.rounds, plan.extent.growth_keys) == (7, [10**3, 10**5, 10**6])
     assert plan_of(parser().parse_args(["--scenario", "all"])).scenarios == plan.scenarios
     assert [name for name in SCENARIOS if is_in_all(name, False, "HEAD")] == list(SCENARIOS)
     plan = plan_of(parser().parse_args(["--quick"]))
@@ -184,8 +184,8 @@ def test_options_choose_scenarios_subjects_and_peers() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        (["--rounds", "0"], "--rounds is 0 and --seconds 1.0; the minimum is 1"),
-        (["--seconds", "0.01"], "--rounds is 5 and --seconds 0.01; the minimum is 1 and 0.05"),
+        (["--rounds", "0"], "--rounds is 0 and --seconds 0.5; the minimum is 1"),
+        (["--seconds", "0.01"], "--rounds is 7 and --seconds 0.01; the minimum is 1 and 0.05"),
         (["--peer", "a=x", "--peer", "a=y"], "a name is used twice"),
         (["--against", "no-such-revision"], "found no-such-revision, which is no revision"),
         (["--scenario", "against"], "--scenario against needs --against REVISION"),

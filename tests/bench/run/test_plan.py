@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
 from bench.endtoend import parser, plan_of
 from bench.load.case import Case
+from bench.load.outcome import LoadError
 from bench.run import ROOT
 from bench.run.experiments import EXPERIMENTS
-from bench.run.plan import SUBJECTS
+from bench.run.plan import SUBJECTS, measure
 from bench.run.provenance import about, load_average
-from bench.run.results import REFERENCE
+from bench.run.results import REFERENCE, Row
 from bench.run.scenarios import SCENARIOS
-from bench.run.subjects import BEFORE, DIRECT, OWN, PLAIN, Subject, peer
+from bench.run.stage import Stage
+from bench.run.subjects import BARE, BEFORE, DIRECT, OWN, PLAIN, Subject, peer
+from tests.bench.rows import row
 from tests.conftest import options_of
 
 
@@ -53,9 +57,25 @@ def test_experiments_measure_variants_next_to_what_they_vary() -> None:
     everything = plan_of(parser().parse_args([]))
     plain = plan_of(parser().parse_args(["--subject", "plain"]))
     assert everything.subjects_of("watch") == [DIRECT, OWN["direct-watched"], OWN["direct-stuck"]]
-    assert everything.subjects_of("memory") == [DIRECT, PLAIN]
+    assert everything.subjects_of("functions") == [*SUBJECTS]
     assert plain.subjects_of("watch") == plain.subjects_of("expiry") == []
-    assert plain.subjects_of("memory") == [PLAIN]
+    assert plain.subjects_of("functions") == [BARE, PLAIN]
+
+
+def test_a_scenario_that_fails_does_not_end_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(_: Stage, name: str, *__: object) -> Iterator[Row]:
+        yield row("direct", 0, name, calls_per_s=1.0)
+        raise LoadError("wrong")
+
+    def working(_: Stage, name: str, *__: object) -> Iterator[Row]:
+        yield row("direct", 0, name, calls_per_s=1.0)
+
+    monkeypatch.setattr("bench.run.plan.EXPERIMENTS", {"memory": failing, "expiry": working})
+    options = ["--rounds", "1", "--seconds", "0.05", "--scenario", "memory", "--scenario", "expiry"]
+    rows: list[Row] = []
+    with pytest.raises(LoadError, match=r"^memory: wrong$"):
+        rows.extend(measure(plan_of(parser().parse_args(options)), []))
+    assert [row.scenario for row in rows] == [REFERENCE, "memory", "expiry"]
 
 
 def test_a_run_names_commit_versions_and_machine() -> None:
