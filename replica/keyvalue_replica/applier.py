@@ -74,16 +74,14 @@ class Applier:
         ready: list[Message] = []
         for message, batch_id, is_last in messages:
             if self.batch and batch_id != self._batch_id:
-                ready += self.batch
-                self.batch.clear()
+                ready += self._take_batch()
             if not batch_id:
                 ready.append(message)
                 continue
             self._batch_id = batch_id
             self.batch.append(message)
             if is_last:
-                ready += self.batch
-                self.batch.clear()
+                ready += self._take_batch()
         self._apply_together(ready)
 
     def apply_plain(self, subject: bytes, tokens: tuple[bytes, bytes], payload: bytes, sequence: int) -> None:
@@ -123,8 +121,11 @@ class Applier:
 
     def end_batch(self) -> None:
         """Apply the messages of a batch that wait. They are visible together, because no call runs meanwhile."""
+        self._apply_together(self._take_batch())
+
+    def _take_batch(self) -> list[Message]:
         batch, self.batch = self.batch, []
-        self._apply_together(batch)
+        return batch
 
     def _apply_together(self, messages: Sequence[Message]) -> None:
         """Apply messages in order. Sets without headers that follow each other are one call of the engine for a bucket."""
@@ -138,20 +139,14 @@ class Applier:
                 self._apply(*message)
                 continue
             bucket, key = names
-            entries = sets.get(bucket)
-            if entries is None:
-                entries = sets[bucket] = {}
-            entries[key] = payload
+            sets.setdefault(bucket, {})[key] = payload
             if is_watched:
                 self._sequences.note(subject, place[0])
         self._set_all(sets)
 
     def _set_all(self, sets: Mapping[bytes, dict[bytes, bytes]]) -> None:
         for bucket, entries in sets.items():
-            handle = self._handles.get(bucket)
-            if handle is None:
-                handle = self._open(bucket)
-            handle.set_many(entries)
+            self._handle_named(bucket).set_many(entries)
 
     def forget(self) -> None:
         """Forget the batch that has begun, because the stream is read again."""
@@ -169,9 +164,7 @@ class Applier:
             return
         bucket, key = names
         sequence, _, timestamp_ns, _ = place
-        handle = self._handles.get(bucket)
-        if handle is None:
-            handle = self._open(bucket)
+        handle = self._handle_named(bucket)
         if not headers and not self._layout.max_age_ns:
             handle.set(key, payload)
         elif is_deletion(headers):
@@ -221,6 +214,10 @@ class Applier:
         if handle is None:
             handle = self._by_token[token] = self._open(self._layout.bucket_of(token))
         return handle
+
+    def _handle_named(self, bucket: bytes) -> Bucket:
+        handle = self._handles.get(bucket)
+        return self._open(bucket) if handle is None else handle
 
     def _open(self, bucket: bytes) -> Bucket:
         if len(self._handles) >= HANDLES_MAX:

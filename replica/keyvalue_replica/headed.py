@@ -17,7 +17,7 @@ from collections.abc import Mapping
 
 from keyvalue_replica.applier import Headed
 from keyvalue_replica.core import Core
-from keyvalue_replica.quick import place_pattern
+from keyvalue_replica.quick import delivery_pattern
 from keyvalue_replica.shared_quick import PLACE, SharedBarriers
 
 __all__ = ["HeadedDeliveries", "SharedHeadedDeliveries"]
@@ -73,13 +73,8 @@ class HeadedDeliveries:
         layout = core.layout
         self.prefix = b"HMSG " + layout.prefix
         self._core = core
-        self._match = re.compile(
-            rb"HMSG ("
-            + re.escape(layout.prefix)
-            + rb"b[-_0-9A-Za-z]*\.k[-_0-9A-Za-z]*) (\d+) "
-            + place_pattern(layout.stream, consumer)
-            + HEADERS
-        ).match
+        names = rb"b[-_0-9A-Za-z]*\.k[-_0-9A-Za-z]*"
+        self._match = delivery_pattern(self.prefix, names, layout.stream, consumer, HEADERS).match
 
     def take(self, buffer: bytes, at: int, end: int, subscription: bytes) -> int:
         """Take the deliveries at `at`. Return the offset after the last one."""

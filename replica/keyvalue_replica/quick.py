@@ -118,9 +118,16 @@ def acknowledge(core: Core, numbers: list[bytes], sequences: list[bytes]) -> Non
         log.exception("acknowledgements were not handled")
 
 
-def place_pattern(stream: str, consumer: str) -> bytes:
-    """Return the pattern of the reply subject of one consumer's deliveries. Its groups are those of NUMBERS."""
-    return re.escape(f"$JS.ACK.{stream}.{consumer}.1.".encode()) + NUMBERS
+def delivery_pattern(prefix: bytes, rest: bytes, stream: str, consumer: str, sizes: bytes) -> re.Pattern[bytes]:
+    """Return the pattern of one consumer's deliveries. The subject, the subscription and NUMBERS are groups.
+
+    :param prefix: the verb and the beginning of the subject
+    :param rest: the pattern of the rest of the subject
+    :param sizes: the pattern of what follows the reply subject
+    """
+    verb, _, begin = prefix.partition(b" ")
+    place = re.escape(f"$JS.ACK.{stream}.{consumer}.1.".encode()) + NUMBERS
+    return re.compile(verb + b" (" + re.escape(begin) + rest + rb") (\d+) " + place + sizes)
 
 
 class Barriers:
@@ -130,15 +137,8 @@ class Barriers:
         layout = core.layout
         self.prefix = b"HMSG " + layout.barriers
         self._core = core
-        self._match = re.compile(
-            rb"HMSG ("
-            + re.escape(layout.barriers)
-            + rb"[0-9a-f]+) (\d+) "
-            + place_pattern(layout.stream, consumer)
-            + rb" \d+ \d+\r\n"
-            + re.escape(BARRIER_BLOCK)
-            + rb"(\d{1,18})\r\n"
-        ).match
+        rest = rb" \d+ \d+\r\n" + re.escape(BARRIER_BLOCK) + rb"(\d{1,18})\r\n"
+        self._match = delivery_pattern(self.prefix, rb"[0-9a-f]+", layout.stream, consumer, rest).match
 
     def take(self, buffer: bytes, at: int, end: int, subscription: bytes) -> int:
         """Take the barriers at `at`. Return the offset after the last one."""
@@ -169,13 +169,8 @@ class Deliveries:
         layout = core.layout
         self.prefix = b"MSG " + layout.prefix
         self._core = core
-        self._match = re.compile(
-            rb"MSG ("
-            + re.escape(layout.prefix)
-            + rb"(b[-_0-9A-Za-z]*)\.(k[-_0-9A-Za-z]*)) (\d+) "
-            + place_pattern(layout.stream, consumer)
-            + rb" (\d{1,9})\r\n"
-        ).match
+        names = rb"(b[-_0-9A-Za-z]*)\.(k[-_0-9A-Za-z]*)"
+        self._match = delivery_pattern(self.prefix, names, layout.stream, consumer, rb" (\d{1,9})\r\n").match
         self._runs = Runs()
         self._acknowledgements = acknowledgements
         self._acknowledgement = b"no frame" if acknowledgements is None else acknowledgements.prefix
