@@ -1,7 +1,8 @@
-"""Fixtures that several tests of connections in this process share."""
+"""Fixtures that several modules share."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -9,10 +10,19 @@ import pytest
 
 from keyvalue_transport.nats.client import KeyValueClient
 from keyvalue_transport.wrpc.errors import NoProviderError
-from tests.conftest import PROVIDER, Process, until
+from tests.conftest import PROVIDER, NatsServer, Process, until
 from tests.log_lines import LogLines
 
 Serve = Callable[..., Process]
+
+
+@pytest.fixture(scope="module")
+def jetstream_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
+    """Start a NATS server with JetStream for the tests of a module."""
+    directory = tmp_path_factory.mktemp("nats")
+    server = NatsServer(directory, f"jetstream {{ store_dir: {json.dumps(str(directory))} }}\n")
+    yield server
+    server.stop()
 
 
 @pytest.fixture

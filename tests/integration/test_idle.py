@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -16,15 +15,6 @@ from tests.integration.conftest import Serve
 #: About twice of what was measured. The replicated store also gets heartbeats, and looks at its stream.
 WAKES_PER_S_MAX = {"memory": 10, "jetstream": 24}
 WATCHED_S = 3.0
-
-
-@pytest.fixture(scope="module")
-def jetstream_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
-    """Start a NATS server with JetStream."""
-    directory = tmp_path_factory.mktemp("nats")
-    server = NatsServer(directory, f"jetstream {{ store_dir: {json.dumps(str(directory))} }}\n")
-    yield server
-    server.stop()
 
 
 def wakes(pid: int) -> int:

@@ -21,20 +21,12 @@ from tests.integration.test_redis_beside_redis import assert_same, pipelines_of_
 
 
 @pytest.fixture(scope="module")
-def nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
-    directory = tmp_path_factory.mktemp("nats")
-    server = NatsServer(directory, f"jetstream {{ store_dir: {json.dumps(str(directory))} }}\n")
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="module")
-def instances(nats: NatsServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[RedisProvider]]:
+def instances(jetstream_server: NatsServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[RedisProvider]]:
     directory = tmp_path_factory.mktemp("instances")
     options = {"store": "jetstream", "jetstream_bucket": "shared", "jetstream_storage": "memory", "redis_flush": "true"}
     with (
-        redis_provider(directory, nats, "first", **options) as first,
-        redis_provider(directory, nats, "second", **options) as second,
+        redis_provider(directory, jetstream_server, "first", **options) as first,
+        redis_provider(directory, jetstream_server, "second", **options) as second,
     ):
         yield [first, second]
 
@@ -71,7 +63,7 @@ def test_the_same_requests_get_the_same_answers(
     assert_same(both, pipelines)
 
 
-def test_updates_of_many_clients_are_linearizable(instances: list[RedisProvider], nats: NatsServer) -> None:
+def test_updates_of_many_clients_are_linearizable(instances: list[RedisProvider], jetstream_server: NatsServer) -> None:
     """Clients of two instances add to one counter, and take one lock. No step is lost, and no lock is held twice."""
     locked: list[int] = []
     holders = 0
@@ -135,23 +127,23 @@ def test_calls_get_errors_while_nats_is_silent(tmp_path: Path) -> None:
         server.stop()
 
 
-async def test_increments_over_both_protocols(instances: list[RedisProvider], nats: NatsServer) -> None:
+async def test_increments_over_both_protocols(instances: list[RedisProvider], jetstream_server: NatsServer) -> None:
     with Wire(instances[0].socket) as wire:
         wire.call(b"SET", b"n", b"40")
-        async with KeyValueClient(nats.url, instances[1].prefix) as client:
+        async with KeyValueClient(jetstream_server.url, instances[1].prefix) as client:
             assert await client.increment("default", "n") == 41
             assert wire.call(b"INCR", b"n") == 42
             assert await client.get("default", "n") == b"42"
 
 
 @pytest.mark.parametrize("batch", ["atomic", "pipelined"])
-def test_of_several_clients_one_creates_the_keys(nats: NatsServer, tmp_path: Path, batch: str) -> None:
+def test_of_several_clients_one_creates_the_keys(jetstream_server: NatsServer, tmp_path: Path, batch: str) -> None:
     """Clients of two instances create and remove the same 1,000 keys. An atomic batch is stored once, and whole."""
     options = {"store": "jetstream", "jetstream_bucket": batch, "jetstream_storage": "memory", "batch": batch}
     names = [b"%d" % number for number in range(1_000 if batch == "atomic" else 1_001)]
     with (
-        redis_provider(tmp_path, nats, f"{batch}1", **options) as first,
-        redis_provider(tmp_path, nats, f"{batch}2", **options) as second,
+        redis_provider(tmp_path, jetstream_server, f"{batch}1", **options) as first,
+        redis_provider(tmp_path, jetstream_server, f"{batch}2", **options) as second,
         Wire(first.socket) as one,
         Wire(second.socket) as two,
     ):
@@ -173,10 +165,10 @@ def test_of_several_clients_one_creates_the_keys(nats: NatsServer, tmp_path: Pat
             assert "1001 keys" in str(one.call(b"MSETNX", *(part for n in range(1_001) for part in (b"%d" % n, b""))))
 
 
-def test_a_client_that_requests_large_values_and_does_not_read(nats: NatsServer, tmp_path: Path) -> None:
+def test_a_client_that_requests_large_values_and_does_not_read(jetstream_server: NatsServer, tmp_path: Path) -> None:
     """500 requests of one read wait for one barrier. Their answers must not be made together when it passes."""
     value = b"v" * 900_000
-    with redis_provider(tmp_path, nats, "large", store="jetstream", jetstream_bucket="large") as running:
+    with redis_provider(tmp_path, jetstream_server, "large", store="jetstream", jetstream_bucket="large") as running:
         status = Path(f"/proc/{running.process.process.pid}/status")
         with Wire(running.socket) as wire, Wire(running.socket) as other:
             assert wire.call(b"SET", b"k", value) == b"OK"
