@@ -21,6 +21,7 @@ from keyvalue_transport.keyvalue.errors import OtherError
 from keyvalue_transport.nats.client import KeyValueClient
 from keyvalue_transport.wrpc.errors import NoProviderError
 from tests.conftest import DEADLINE_S, Launch, NatsServer, in_thread, launching, until
+from tests.integration.conftest import until_it_serves
 from tests.integration.test_replicated import JETSTREAM, admin, answered, jetstream, launch, nats_server
 from tests.integration.test_replicated_operations import api
 from tests.torture.cluster import Cluster
@@ -286,6 +287,7 @@ async def test_calls_wait_while_the_server_stands_still(
                 await api(admin, f"CONSUMER.DELETE.KV_still.{consumer['name']}")
             await in_thread(provider.wait_for, "the consumer is gone")
             await in_thread(provider.wait_for, "caught up", 2)
+            await until_it_serves(client)  # it joins the queue group after it has logged this
             assert await client.get("b", "k") == b"1"
 
 
