@@ -48,8 +48,8 @@ class CountedEntries:
     :ivar counted_keys: the number of keys that the ledger counts for this shard
     :ivar free_bytes: the memory that the ledger counts for this shard, besides that of the entries
     :ivar is_ahead: True if the ledger knows that the shard may hold room ahead
-    :ivar is_plain: True if `Bucket.set` may change the entries itself: the shard is not retired, and no key has a
-        deadline, or a stamp for evictions
+    :ivar is_plain: True if `Bucket.set` and `Shard.increment` may change the entries themselves: the shard is not retired,
+        and no key has a deadline, or a stamp for evictions
     """
 
     # In few cache lines at the beginning of a shard, because each write needs most of them.

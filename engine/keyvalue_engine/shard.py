@@ -173,6 +173,16 @@ class Shard(CountedEntries):
         stripe = self.stripe
         try:
             stripe.acquire()
+            if self.is_plain and not ttl_ns and self._account.observer is None:
+                # `_commit` for a counter that keeps its length, inlined for speed (benchmark scenario: increment)
+                old = self.entries.get(key)
+                if old is not None:
+                    number = counter_sum(old, delta)  # type: ignore[arg-type] # no key has a deadline
+                    value = b"%d" % number
+                    if len(value) == len(old) <= value_bytes_max:
+                        self.entries[key] = value
+                        stripe.release()
+                        return number
             total = None if self.retired else self._add(key, delta, value_bytes_max, quota, ttl_ns)
         except BaseException as error:
             self.abort(error)
@@ -181,23 +191,14 @@ class Shard(CountedEntries):
         return total
 
     def _add(self, key: bytes, delta: int, value_bytes_max: int, quota: Quota | None, ttl_ns: int) -> int:
-        now_ns = 0
-        if ttl_ns or self.deadlines is not None:
-            now_ns = self._expiry.clock()
-            old = self._live(key, now_ns)
-        else:
-            old = self.entries.get(key)
-        deadline_ns = None
-        if isinstance(old, tuple):
-            before, deadline_ns = old
-        else:
-            before = b"0" if old is None else old
+        now_ns = self._expiry.clock()
+        old = self._live(key, now_ns)
+        before, deadline_ns = old if isinstance(old, tuple) else (b"0" if old is None else old, None)
         total = counter_sum(before, delta)
         value = b"%d" % total
         if len(value) > value_bytes_max:
             raise LimitError(VALUE_BYTES, len(value), value_bytes_max)
-        if ttl_ns:
-            deadline_ns = now_ns + ttl_ns
+        deadline_ns = now_ns + ttl_ns if ttl_ns else deadline_ns
         self._commit(SET, key, value if deadline_ns is None else (value, deadline_ns), old, quota)
         return total
 

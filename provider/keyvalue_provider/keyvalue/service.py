@@ -236,8 +236,11 @@ class Service:
 
     def increment(self, caller: Caller, bucket: bytes, key: bytes, delta: int, /) -> Answer[int]:
         """Add to a counter and return the sum. A missing counter counts as 0."""
+        last = self._last
+        if caller is not last[0]:
+            last = self._remember(caller)
         try:
-            answer = self._handles[caller].writable[bucket].increment(key, delta)
+            answer = last[1].writable[bucket].increment(key, delta)
         except StoreError as error:
             raise _interface_error(error) from error
         return answer if isinstance(answer, int) else _later(answer, None)

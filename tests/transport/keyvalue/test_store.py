@@ -1,4 +1,4 @@
-"""The handlers of get and set, which are inlined for speed, against the decoders that they must agree with."""
+"""The handlers of get, set and increment, inlined for speed, against the decoders that they must agree with."""
 
 from __future__ import annotations
 
@@ -15,16 +15,12 @@ from keyvalue_transport.keyvalue.interface import (
     AwaitedRun,
     ParameterLimits,
     encode_bucket_key,
-    encode_unit_result,
     function_handler,
 )
 from keyvalue_transport.keyvalue.outcomes import Tally
 from keyvalue_transport.keyvalue.store import (
     STORE,
     StoreInterface,
-    decode_get,
-    decode_set,
-    encode_get_result,
     encode_set,
     store_handlers,
 )
@@ -33,6 +29,7 @@ from keyvalue_transport.wrpc.handler import SMALL_BYTES, Caller, ForBegunRuns, F
 from tests.transport.keyvalue.functions import (
     CALLER,
     FUNCTIONS,
+    HANDLERS,
     KINDS,
     TALLIES,
     Kind,
@@ -41,21 +38,28 @@ from tests.transport.keyvalue.functions import (
     answered,
     interface_errors,
     mutated,
+    numbers,
 )
 
 #: Lengths next to those at which the result changes: a length of one byte, and the limits below.
 lengths = st.sampled_from([0, 1, 2, 7, 8, 9, 126, 127, 128, 129, 200])
 texts = st.builds(lambda size, unit: (unit * size)[:size], lengths, st.sampled_from([b"k", "é".encode(), b"\xff"]))
+INLINED = ["get", "set", "increment"]
+#: Parameters after the bucket and the key.
+MORE: dict[str, list[st.SearchStrategy[object]]] = {"get": [], "set": [texts], "increment": [numbers]}
 #: Answers of the service. For get, values whose length takes one byte and two bytes.
 failures = interface_errors | st.builds(RuntimeError, st.just("the disk is on fire"))
-ANSWERS: dict[str, st.SearchStrategy[object]] = {"get": st.none() | texts | failures, "set": st.none() | failures}
+ANSWERS: dict[str, st.SearchStrategy[object]] = {
+    "get": st.none() | texts | failures,
+    "set": st.none() | failures,
+    "increment": numbers | st.just(-1) | failures,
+}
 
 
-def decoded_handler(name: str, store: StoreInterface, limits: ParameterLimits, tally: Tally) -> Handler:
-    """Return the handler that get or set would have if it were not inlined."""
-    if name == "get":
-        return function_handler(decode_get, store.get, encode_get_result, None, limits, tally)
-    return function_handler(decode_set, store.set, encode_unit_result, NEVER, limits, tally)
+def decoded_handler(name: str, service: Any, limits: ParameterLimits, tally: Tally) -> Handler:
+    """Return the handler that a function would have if it were not inlined."""
+    function, missing = FUNCTIONS[name], None if name == "get" else NEVER
+    return function_handler(function.decode, getattr(service, name), function.encode_result, missing, limits, tally)
 
 
 def outcomes(
@@ -67,9 +71,10 @@ def outcomes(
     """
     seen = []
     for is_written_out in (True, False):
-        service, tallies, in_force = Noted(answer), TALLIES[STORE](), ParameterLimits()
+        instance, service, in_force = FUNCTIONS[name].instance, Noted(answer), ParameterLimits()
+        tallies = TALLIES[instance]()
         if is_written_out:
-            handler = store_handlers(kind(service), in_force, tallies)[name]
+            handler = HANDLERS[instance](kind(service), in_force, tallies)[name]
         else:
             handler = decoded_handler(name, kind(service), in_force, tallies[name])
         in_force.bucket_bytes_max, in_force.key_bytes_max = limits.bucket_bytes_max, limits.key_bytes_max
@@ -88,7 +93,7 @@ def outcome_at(handler: Handler, buffer: bytes, start: int, end: int) -> object:
         return repr(error)
 
 
-@pytest.mark.parametrize("name", ["get", "set"])
+@pytest.mark.parametrize("name", INLINED)
 @settings(max_examples=200)
 @given(
     kind=st.sampled_from(KINDS),
@@ -101,14 +106,14 @@ def test_the_inlined_handlers_agree_with_their_decoders(
     name: str, kind: Kind, limits: ParameterLimits, before: bytes, trailing: bytes, choice: st.DataObject
 ) -> None:
     """Try any bytes and any limits, with the parameters anywhere in a buffer."""
-    encoded = st.builds(FUNCTIONS[name].encode, *[texts] * (2 if name == "get" else 3))
+    encoded = st.builds(FUNCTIONS[name].encode, texts, texts, *MORE[name])
     params = choice.draw(encoded | mutated(encoded) | st.binary(max_size=12))
     start, end = len(before), len(before + params)
     written, decoded = outcomes(name, kind, choice.draw(ANSWERS[name]), limits, before + params + trailing, start, end)
     assert written == decoded
 
 
-@pytest.mark.parametrize("name", ["get", "set"])
+@pytest.mark.parametrize("name", INLINED)
 @pytest.mark.parametrize(
     ("bucket", "key"),
     [
@@ -123,10 +128,10 @@ def test_the_bytes_of_a_text_are_never_read_as_a_length(name: str, bucket: bytes
 
     The second byte of a length, "k" (107), 4 and 6 would be lengths that reach exactly to the end.
     """
-    parameters = (bucket, key, b"k" * 20)[: len(FUNCTIONS[name].call)]
+    parameters = bucket, key, *{"get": (), "set": (b"k" * 20,), "increment": (300,)}[name]
     params = FUNCTIONS[name].encode(*parameters)
     for cut in range(len(params) + 1):
-        written, decoded = outcomes(name, KINDS[0], None, ParameterLimits(), params, 0, cut)
+        written, decoded = outcomes(name, KINDS[0], FUNCTIONS[name].answer, ParameterLimits(), params, 0, cut)
         assert written == decoded
     assert written[1] == [(name, CALLER, *parameters)]
 
