@@ -12,11 +12,13 @@ from keyvalue_replica.position import Delivery
 from keyvalue_replica.publications import ReplicaCounts
 from keyvalue_replica.sequences import Sequences
 
-__all__ = ["ANY", "Applier", "Headed", "Message"]
+__all__ = ["ANY", "Applier", "Headed", "Message", "Place"]
 
-#: A message: its subject, its headers without those of its batch, its payload, and the numbers of its `Delivery`.
-Message: TypeAlias = tuple[bytes, Mapping[bytes, bytes], bytes, tuple[int, int, int, int]]
-#: A message, the id of its batch or b"", and True if it is the last one of the batch. A tuple is quick to make.
+#: The numbers of a `Delivery`. A tuple is quick to make.
+Place: TypeAlias = tuple[int, int, int, int]
+#: A message: its subject, its headers without those of its batch, its payload and its place.
+Message: TypeAlias = tuple[bytes, Mapping[bytes, bytes], bytes, Place]
+#: A message, the id of its batch or b"", and True if it is the last one of the batch.
 Headed: TypeAlias = tuple[Message, bytes, bool]
 
 #: A handle that refuses nothing. The limits of the engine's snapshots remain.
@@ -152,9 +154,7 @@ class Applier:
         """Forget the batch that has begun, because the stream is read again."""
         self.batch.clear()
 
-    def _apply(
-        self, subject: bytes, headers: Mapping[bytes, bytes], payload: bytes, place: tuple[int, int, int, int]
-    ) -> None:
+    def _apply(self, subject: bytes, headers: Mapping[bytes, bytes], payload: bytes, place: Place) -> None:
         if headers.get(b"nats-rollup") == b"all":
             self._empty()
         names = self._layout.names(subject)

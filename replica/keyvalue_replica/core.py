@@ -21,7 +21,7 @@ from typing import Any
 from keyvalue_engine import Bucket, Store, StoreError
 from keyvalue_engine.entry import Entry
 from keyvalue_replica.answers import Barrier, PartialAnswers
-from keyvalue_replica.applier import Applier, Headed
+from keyvalue_replica.applier import Applier, Headed, Message, Place
 from keyvalue_replica.batches import Batches
 from keyvalue_replica.clock import ServerClock
 from keyvalue_replica.creation import Creation
@@ -189,9 +189,7 @@ class Core:
         if len(self._increments):
             self.flush_soon()
 
-    def deliver_plain(
-        self, subject: bytes, tokens: tuple[bytes, bytes], payload: bytes, delivery: tuple[int, int, int, int]
-    ) -> None:
+    def deliver_plain(self, subject: bytes, tokens: tuple[bytes, bytes], payload: bytes, delivery: Place) -> None:
         """Take a delivery without headers. Call `release` after the last one of a read.
 
         :param tokens: the last two tokens of the subject, which name the bucket and the key
@@ -216,9 +214,7 @@ class Core:
         """Return True if `deliver_run` may be called: nothing can be answered yet, no sequence or timestamp is needed."""
         return not (self.position.is_whole or self._sequences.by_subject or self.layout.max_age_ns)
 
-    def deliver_run(
-        self, runs: Mapping[bytes, Mapping[bytes, bytes]], count: int, last: tuple[int, int, int, int]
-    ) -> None:
+    def deliver_run(self, runs: Mapping[bytes, Mapping[bytes, bytes]], count: int, last: Place) -> None:
         """Take deliveries without headers that all have successors. The last one's place stands for all.
 
         :param runs: their payloads, by the last two tokens of their subjects
@@ -226,7 +222,7 @@ class Core:
         if self._advance(last, count):
             self._applier.apply_run(runs)
 
-    def deliver_known(self, count: int, last: tuple[int, int, int, int]) -> None:
+    def deliver_known(self, count: int, last: Place) -> None:
         """Take deliveries of messages that were applied when they were acknowledged. The last one's place stands for all.
 
         :param count: number of deliveries, whose sequences rise
@@ -248,13 +244,18 @@ class Core:
                     new.append(delivery)
         self._applier.apply_all(new)
 
-    def deliver_barrier(self, subject: bytes, token: int, delivery: tuple[int, int, int, int]) -> None:
+    def deliver_part(self, part: Sequence[Message], last: Place) -> None:
+        """Take more new sets of the batch that waits. They all have successors. The last one's place stands for all."""
+        if self._advance(last, len(part)):
+            self._applier.batch += part
+
+    def deliver_barrier(self, subject: bytes, token: int, delivery: Place) -> None:
         """Take the delivery of a barrier. Call `release` after the last one of a read."""
         sequence, applied = delivery[0], self.position.applied
         if self._advance(delivery):
             self._take_barrier(subject, token, sequence, sequence > applied)
 
-    def _advance(self, place: tuple[int, int, int, int], count: int = 1) -> bool:
+    def _advance(self, place: Place, count: int = 1) -> bool:
         """Advance to a delivery. Return False, and follow the stream again, if deliveries before it were lost."""
         sequence, consumer_sequence, timestamp_ns, pending = place
         if not pending:

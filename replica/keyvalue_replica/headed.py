@@ -6,7 +6,7 @@ to live, and deletes. It completes `quick.py`, and works in the same way.
     value CRLF
 
 A frame with any other header, or with the same ones in another order, is parsed as usual. Each delivery moves the
-position by itself, but those of a read are applied together.
+position by itself, but those of a read are applied together. Runs of new sets of one batch are split as in `quick.py`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import logging
 import re
 from collections.abc import Mapping
 
-from keyvalue_replica.applier import Headed
+from keyvalue_replica.applier import Headed, Message
 from keyvalue_replica.core import Core
-from keyvalue_replica.quick import delivery_pattern
+from keyvalue_replica.quick import RUN_FRAMES_MIN, Runs, delivery_pattern
 from keyvalue_replica.shared_quick import PLACE, SharedBarriers
 
 __all__ = ["HeadedDeliveries", "SharedHeadedDeliveries"]
@@ -29,20 +29,24 @@ log = logging.getLogger(__name__)
 HEADERS = (
     rb" (\d{1,9}) (\d{1,9})\r\n"
     rb"NATS/1\.0\r\n"
-    rb"(?:Nats-Batch-Id: ([!-~]+)\r\nNats-Batch-Sequence: \d+\r\n)?"
+    rb"(?:Nats-Batch-Id: ([!-~]+)\r\nNats-Batch-Sequence: (\d+)\r\n)?"
     rb"(?:Nats-Expected-Last-Subject-Sequence: \d+\r\n)?"
     rb"(?:Kv-Ttl-Ms: (\d{1,18})\r\nNats-TTL: \d+s\r\nNats-Rollup: sub\r\n"
     rb"|KV-Operation: (DEL|PURGE)\r\n(?:Nats-TTL: \d+s\r\nNats-Marker-Reason: Remove\r\n)?(?:Nats-Rollup: sub\r\n)?)?"
     rb"(Nats-Batch-Commit: 1\r\n)?"
     rb"\r\n"
 )
+#: The group of the number in a batch.
+BATCH_NUMBER = 10
 SHARED = re.compile(rb"HMSG (\$KV\.[^. ]+\.(?!_kv\.wrpc\.)[^ ]+) \d+ " + PLACE + HEADERS)
 NO_HEADERS: Mapping[bytes, bytes] = {}
 
 
 def read_headed(found: re.Match[bytes], buffer: bytes, end: int) -> tuple[Headed, int] | None:
     """Return a delivery and the offset after its frame, or None if the frame is incomplete or its sizes are wrong."""
-    subject, _, sequence, consumed, timestamp, pending, head, size, batch_id, ttl_ms, deletion, commit = found.groups()
+    subject, _, sequence, consumed, timestamp, pending, head, size, batch_id, _, ttl_ms, deletion, commit = (
+        found.groups()
+    )
     at, head_bytes = found.end(), int(head)
     payload_end = at + int(size) - head_bytes
     if at - found.end(8) - 2 != head_bytes or not at <= payload_end <= end - 2:
@@ -57,13 +61,11 @@ def read_headed(found: re.Match[bytes], buffer: bytes, end: int) -> tuple[Headed
 
 
 def deliver(core: Core, deliveries: list[Headed]) -> None:
-    """Let a core take deliveries of one read, and answer what it has passed."""
+    """Let a core take deliveries of one read."""
     try:
         core.deliver_headed(deliveries)
     except Exception:  # it must not end the connection
         log.exception("%d deliveries were not applied", len(deliveries))
-    core.heard()
-    core.release()
 
 
 class HeadedDeliveries:
@@ -75,18 +77,60 @@ class HeadedDeliveries:
         self._core = core
         names = rb"b[-_0-9A-Za-z]*\.k[-_0-9A-Za-z]*"
         self._match = delivery_pattern(self.prefix, names, layout.stream, consumer, HEADERS).match
+        self._runs = Runs()
 
     def take(self, buffer: bytes, at: int, end: int, subscription: bytes) -> int:
         """Take the deliveries at `at`. Return the offset after the last one."""
-        match, deliveries = self._match, list[Headed]()
+        core, match, began = self._core, self._match, at
+        takes_runs, deliveries = not core.layout.max_age_ns, list[Headed]()
         while (found := match(buffer, at)) is not None and found[2] == subscription:
             if (read := read_headed(found, buffer, end)) is None:
                 break
-            delivery, at = read
+            frame_at, (delivery, at) = at, read
             deliveries.append(delivery)
+            if (
+                takes_runs
+                and found.lastindex == BATCH_NUMBER
+                and buffer.startswith(self.prefix, at + (RUN_FRAMES_MIN - 2) * (at - frame_at))
+            ):
+                applied = core.position.applied
+                deliver(core, deliveries)
+                deliveries = []
+                if applied < int(found[3]) == core.position.applied:  # it is new, and waits for the rest of its batch
+                    at += (at - frame_at) * self._take_run(buffer, found, frame_at, at, end)
         if deliveries:
-            deliver(self._core, deliveries)
+            deliver(core, deliveries)
+        if at > began:
+            core.heard()
+            core.release()
         return at
+
+    def _take_run(self, buffer: bytes, first: re.Match[bytes], at: int, frame_end: int, end: int) -> int:
+        """Take the sets of a batch that are like the first one, and are of the same bucket. Return their number."""
+        consumed, timestamp_ns, pending = map(int, first.group(4, 5, 6))
+        if consumed < 10:  # as in `quick.py`
+            return 0
+        key_at, messages = buffer.rindex(b".", *first.span(1)) + 1, list[Message]()
+        subject = buffer[first.start(1) : key_at]
+        bounds = at, key_at, first.end(1), *first.span(3), *first.span(6), *first.span(BATCH_NUMBER), first.end()
+        frames = self._runs.split(buffer, "ssssxssxsss", (*bounds, frame_end - 2, frame_end), end)
+        head, _, middle, _, _, sizes, rest, _, tail = next(frames)
+        for its_head, token, its_middle, sequence, left, its_sizes, its_rest, payload, its_tail in frames:
+            if (its_head, its_middle, its_sizes, its_rest, its_tail) != (head, middle, sizes, rest, tail):
+                break
+            if left == b"0" or not (left.isdigit() and sequence.isdigit()):
+                break
+            # Nobody needs the other numbers of a set without a time to live, so those of the first one do.
+            messages.append((subject + token, NO_HEADERS, payload, (int(sequence), consumed, timestamp_ns, pending)))
+        count = len(messages)
+        last = self._match(buffer, at + count * (frame_end - at)) if count else None
+        if last is None or (read := read_headed(last, buffer, end)) is None:
+            return 0
+        try:
+            self._core.deliver_part(messages, read[0][0][3])
+        except Exception:  # it must not end the connection
+            log.exception("%d deliveries were not applied", count)
+        return count
 
 
 class SharedHeadedDeliveries:
@@ -112,5 +156,8 @@ class SharedHeadedDeliveries:
             delivery, at = read
             deliveries.setdefault(found[2], []).append(delivery)
         for consumer, of_consumer in deliveries.items():
-            deliver(self._cores[consumer], of_consumer)
+            core = self._cores[consumer]
+            deliver(core, of_consumer)
+            core.heard()
+            core.release()
         return at

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import takewhile
 from operator import sub
 from struct import Struct
@@ -209,6 +209,8 @@ class Deliveries:
                     known, known_count = None, 0
                 if run is None or not run.add(found, found[2], found[3], buffer[payload_at:payload_end]):
                     core.deliver_plain(found[1], (found[2], found[3]), buffer[payload_at:payload_end], place_in(found))
+                elif buffer.startswith(self.prefix, at + (RUN_FRAMES_MIN - 2) * (at - frame_at)):
+                    at += (at - frame_at) * self._add_new(buffer, found, frame_at, at, end, run)
             except Exception:  # it must not end the connection
                 log.exception("a delivery was not applied")
         if known is not None:
@@ -238,6 +240,29 @@ class Deliveries:
             if sequence > newest or its_point != point:  # without the point, the sequence is longer
                 break
             count += 1
+        return count
+
+    def _add_new(
+        self, buffer: bytes, first: re.Match[bytes], at: int, frame_end: int, end: int, run: DeliveryRun
+    ) -> int:
+        """Add the new deliveries that are like the first one, and are of the same bucket. Return their number."""
+        if len(first[6]) == 1:  # as above
+            return 0
+        entries: dict[bytes, bytes] = {}
+        bounds = at, *first.span(3), *first.span(5), *first.span(8), first.end(), frame_end - 2, frame_end
+        frames = self._runs.split(buffer, "ssssxssss", bounds, end)
+        head, _, middle, _, _, sizes, _, tail = next(frames)
+        count = 0
+        for its_head, token, its_middle, sequence, pending, its_sizes, payload, its_tail in frames:
+            if its_head != head or its_middle != middle or its_sizes != sizes or its_tail != tail:
+                break
+            if pending == b"0" or not (pending.isdigit() and sequence.isdigit()):
+                break
+            entries[token] = payload
+            count += 1
+        if not count or (last := self._match(buffer, at + count * (frame_end - at))) is None:
+            return 0
+        run.extend(last, entries, count)
         return count
 
     def _take_pairs(self, buffer: bytes, at: int, end: int) -> tuple[int, int, int]:
@@ -317,6 +342,15 @@ class DeliveryRun:
         self._last = found
         self._count += 1
         return True
+
+    def extend(self, last: re.Match[bytes], entries: Mapping[bytes, bytes], count: int) -> None:
+        """Add more deliveries of the bucket of the last one. They all have successors.
+
+        :param entries: their payloads, by the tokens that name the keys
+        """
+        self._runs[last[2]].update(entries)
+        self._last = last
+        self._count += count
 
     def end(self) -> None:
         """Let the core take the deliveries that were added since the last call."""

@@ -6,12 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any
+from unittest.mock import patch
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from keyvalue_engine import Bucket, Store
+from keyvalue_replica import headed, quick
 from keyvalue_replica.batches import Batches
 from keyvalue_replica.clock import ServerClock
 from keyvalue_replica.core import Core
@@ -135,7 +137,7 @@ def effect(core: Core, outside: QuietOutside, deletes: list[Any], gaps: int) -> 
     position["gaps"] = core.position.gaps > gaps  # a barrier asks only whether there was one
     buckets = [core.store.bucket(name) for name in core.store.bucket_names()]
     keys = {bucket.name: {key: bucket.entry(key) for key in sorted(bucket.page().keys)} for bucket in buckets}
-    batch = [(subject, payload, tuple(place)) for subject, _, payload, place in core._applier.batch]
+    batch = [(subject, payload, place[0]) for subject, _, payload, place in core._applier.batch]
     watched, foreign = dict(core._sequences.by_subject), core.counts.foreign > 0  # a run counts a subject once
     core.store.check()
     return {
@@ -189,6 +191,76 @@ def test_frames_that_are_read_quickly_have_the_effect_of_those_that_are_parsed(
             return  # of plain ones, those before the loss are lost, too, if they come together
         found = [{**each, "told": "", "position": ""} for each in found]  # the number of complaints may differ
     assert found[0] == found[1]
+
+
+#: How a delivery may differ from the others of a run.
+TEXTS = {"commit": ENDS[2], "condition": CONDITION, "delete": DELETE, "timed": TTL}
+TEXTS["odd"] = "KV-Operation: DEL\r\n".replace(" ", " " * (len(CONDITION) - 18))  # as long as a condition
+AGED = Layout("kv")
+AGED.max_age_ns = 3600 * 10**9
+WAYS = (*TEXTS, *("gap", "bucket", "deep", "batch", "number", "last", "more", "long", "size", "sid", "lost"))
+
+
+def new_deliveries(is_part: bool, usual: str, ways: Sequence[str], before: int) -> bytes:
+    """Return new deliveries that are alike, apart from the ways in which some of them differ.
+
+    :param before: the number of the delivery before the first one
+    """
+    layout, frames, sequence, consumed = LAYOUTS[0], [], before, before
+    for number, way in enumerate(ways):
+        sequence, consumed = sequence + 1 + 2 * (way == "gap"), consumed + 1 + (way == "lost")
+        subject = layout.subject(b"kw" if way == "bucket" else b"kv", b"key%02d" % (number % 3))
+        if way == "deep":  # it would be another key without the point
+            subject = subject[:-2] + b".Q"
+        text = BATCH % ("x-2" if way == "batch" else "x-1") if is_part else ""
+        text = (text.replace(": 1", ": 12") if way == "number" else text) + TEXTS.get(way or usual, "")
+        block = b"NATS/1.0\r\n%b\r\n" % text.encode() if text else b""
+        place = sequence, consumed, BEGAN_NS + sequence, {"last": 0, "more": 10}.get(way, 5)
+        payload = b"longer" if way == "long" else b"%03d" % number
+        frame = frame_of(subject, block, payload, place, way == "size")
+        frames.append(frame.replace(b" 7 ", b" 8 ") if way == "sid" else frame)
+    return b"".join(frames)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@settings(max_examples=50)
+@given(
+    st.booleans(),
+    st.sampled_from(("", "", "condition", *TEXTS)),
+    st.lists(st.sampled_from(WAYS), max_size=2).flatmap(lambda odd: st.permutations([*odd, *[""] * 20])),
+    *(st.integers(4, 16), st.sampled_from((94, 200)), st.integers(0, 6), st.sampled_from((LAYOUTS[0], AGED))),
+    *(st.booleans(), st.booleans(), st.lists(st.integers(0, 4000), max_size=2)),
+)
+def test_runs_of_new_deliveries_change_nothing(
+    way: str,
+    is_part: bool,
+    usual: str,
+    ways: Sequence[str],
+    at: int,
+    before: int,
+    known: int,
+    layout: Layout,
+    trusts_pending: bool,
+    is_watched: bool,
+    cuts: Sequence[int],
+) -> None:
+    """Frames that are taken one by one have the effect of those that are parsed, as the test above finds."""
+    ways = [*ways[:at], way, *ways[at:]]
+    whole = new_deliveries(is_part, usual, ways, before)
+    bounds = [0, *sorted(min(cut, len(whole)) for cut in cuts), len(whole)]
+    found = []
+    for frames_min in (10**9, 4):
+        core, outside, deletes = followed(layout, before + known, trusts_pending)
+        core.position._consumed = before
+        if is_watched:
+            core._sequences.watch(LAYOUTS[0].subject(b"kv", b"key01"))
+        with patch.object(quick, "RUN_FRAMES_MIN", frames_min), patch.object(headed, "RUN_FRAMES_MIN", frames_min):
+            read(core, quick_readers(core), [whole[at:end] for at, end in pairwise(bounds)])
+        found.append({**effect(core, outside, deletes, 0), "told": bool(outside.again)})  # a run complains once
+    if "lost" in ways:  # those before the loss are lost, too, if they come together
+        assert all(each["told"] and not each["position"]["is_whole"] for each in found)
+    else:
+        assert found[0] == found[1]
 
 
 class Sent:
