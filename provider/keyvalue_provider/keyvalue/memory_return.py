@@ -94,7 +94,7 @@ class MemoryReturn:
         self._kept_bytes = min(self._kept_bytes, unused_bytes)
         growth_bytes = CHANGE_BYTES if small_objects.uses_malloc else GROWTH_BYTES
         if has_moved := compaction.end():
-            self._drop_caches()
+            self._clear()
         if has_moved or unused_bytes > self._kept_bytes + growth_bytes:
             trim(0)
             unused_bytes = self._kept_bytes = self._unused_bytes()
@@ -107,13 +107,18 @@ class MemoryReturn:
         small_objects.use_malloc(now_s < self._malloc_until_s)
         if has_changed and now_s >= self._noted_s + BLOCKS_INTERVAL_S:
             if len(self._store) <= BLOCKS_KEYS_MAX:
-                self._drop_caches()
-                gc.collect()
+                self._clear()
                 trim(0)
                 self._kept_bytes = self._unused_bytes()
             self._noted_s = now_s
             self._noted_unused_bytes = self._unused_bytes()
             self._noted_counted_bytes = self._counted_bytes
+
+    def _clear(self) -> None:
+        """Drop caches, and Python's lists of free objects, which can keep a page for each object."""
+        self._drop_caches()
+        if len(self._store) <= BLOCKS_KEYS_MAX:
+            gc.collect()
 
     def _has_changed(self, unused_bytes: int) -> bool:
         """Return True if much memory is unused, and more than after the last time, or more keys were deleted."""
