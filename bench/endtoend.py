@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
+from os import getloadavg
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -23,7 +24,7 @@ from bench.report.tables import summary, terminal
 from bench.run.experiments import EXPERIMENTS
 from bench.run.plan import MEASUREMENT_ERRORS, SUBJECTS, Plan, measure, say
 from bench.run.processes import ProcessError, one_line
-from bench.run.provenance import about, load_average
+from bench.run.provenance import about
 from bench.run.results import Failure, Run
 from bench.run.revision import commit_of, install
 from bench.run.scenarios import QUICK, SCENARIOS
@@ -136,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         plan = plan_of(options)
         old = Run.load(options.compare) if options.compare else None
-        run = Run({**about(), "settings": plan.settings, "load_before": load_average()})
+        run = Run({**about(), "settings": plan.settings, "load_before": f"{getloadavg()[0]:.2f}"})
         folder = options.output or RESULTS / str(run.about["when"]).replace(":", "").replace("+0000", "Z")
         is_new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
@@ -157,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             folder.rmdir()
         return status or 1
     run.void.extend(faults(run.rows))
-    after = {"load_after": load_average(), "minutes": round((time.monotonic() - began_s) / 60, 1)}
+    after = {"load_after": f"{getloadavg()[0]:.2f}", "minutes": round((time.monotonic() - began_s) / 60, 1)}
     run = replace(run, about={**run.about, **after, "failed": [asdict(failure) for failure in failures]})
     write(run, folder)
     print(summary(run) if options.quick else terminal(run))

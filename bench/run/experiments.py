@@ -175,8 +175,7 @@ def pages(stage: Stage, name: str, subjects: Sequence[Subject], extent: Extent) 
     The keys have never been listed before the first walk, so each page of that walk has to sort keys.
     """
     for trial in launched(stage, name, subjects, extent.rounds, extent.keys):
-        walk = partial(trial.walk, extent.keys)
-        walks = {"the first walk": walk, "the second walk": walk}
+        walks = dict.fromkeys(("the first walk", "the second walk"), partial(trial.walk, extent.keys))
         yield from gets_beside(trial, extent.keys, walks, 2 * BEGIN_S + WALK_SHARE * extent.seconds)
 
 
@@ -210,8 +209,7 @@ def gets_beside(
     :param seconds: duration of the gets beside each action
     """
     get = replace(PAIRS, keys=keys)
-    gets = trial.load(get, seconds)
-    gets = replace(gets, beside=trial.stage.provider(BARE, get).prefix)
+    gets = replace(trial.load(get, seconds), beside=trial.stage.provider(BARE, get).prefix)
     of_keys = f", {keys:,} keys"
     with GeneratorProcess(trial.stage.directory, "load-beside") as beside:
         alone = beside.run(replace(gets, seconds=2 * BEGIN_S))

@@ -14,7 +14,7 @@ from pytest_benchmark.utils import get_commit_info
 
 from bench.run import SCRIPTS
 
-__all__ = ["about", "load_average"]
+__all__ = ["about"]
 
 PACKAGES = ("keyvalue-inmemory", "nats-py", "uvloop", "siphashc", "sortedcontainers", "hiredis")
 
@@ -36,8 +36,3 @@ def about() -> dict[str, Any]:
         "machine": f"{info['cpu'].get('brand_raw', info['processor'])} ({info['machine']}), "
         f"{len(os.sched_getaffinity(0))} cores, {gib:.0f} GiB, {info['system']} {info['release']}",
     }
-
-
-def load_average() -> str:
-    """Return the load averages over one, five and fifteen minutes."""
-    return " ".join(f"{average:.2f}" for average in os.getloadavg())

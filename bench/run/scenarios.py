@@ -91,9 +91,7 @@ SCENARIOS: Mapping[str, Scenario] = {
         ),
         (Bar(f"get {HOST}", CPU, 20, subject="plain"), Bar("list-keys of 1,000, 64 in flight", KEYS, 1e6)),
     ),
-    "in-flight": Scenario(
-        "get and set of 64 B with 1, 8, 64, 512 in flight", cases(function=GET_SET, in_flight=[1, 8, 64, 512])
-    ),
+    "in-flight": Scenario("get and set, 1 to 512 in flight", cases(function=GET_SET, in_flight=[1, 8, 64, 512])),
     "headers": Scenario(
         "get without headers, with the headers that a host sends, and with trace headers added",
         cases(in_flight=[64, 512], headers=["none", "host", "traced"]),
@@ -206,7 +204,15 @@ SCENARIOS: Mapping[str, Scenario] = {
             *cases(function=["increment"]),
             *cases(function=["set-many"], batch_keys=[10]),
         ),
-        subjects=("direct", "replicated", "replicated-local"),
+        (
+            *(Bar(f"{name} 64 B, 1 in flight", "p50_us", 2, "direct", "replicated") for name in GET_SET),
+            *(Bar(f"{name} {HOST}", CPU, limit, "", "replicated") for name, limit in (("get", 6), ("set", 14))),
+            Bar(f"get {HOST}", CALLS, 0.5, "direct", "replicated"),
+            Bar("get 64 B, 512 in flight", CALLS, 0.7, "direct", "replicated"),
+            *(Bar(f"set 64 B, {calls} in flight", CALLS, 0.35, "direct", "replicated") for calls in (64, 512)),
+            *(Bar(f"get 64 B, {calls} in flight", CALLS, 0.95, "direct", "replicated-local") for calls in (64, 512)),
+        ),
+        ("direct", "replicated", "replicated-local"),
     ),
     "redis": Scenario(
         "redis-benchmark against redis-server and the provider, in turns; at least 10 rounds",
