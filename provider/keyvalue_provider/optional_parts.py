@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from keyvalue_replica.kv_stores import StoreSum
     from keyvalue_transport.nats.connection import Connection
     from keyvalue_transport.nats.tracing import Tracer
+    from keyvalue_transport.wrpc.in_flight import BytesInFlight
 
 __all__ = ["more_metrics", "redis_of", "serve_redis", "start_endpoint", "watchers_of"]
 
@@ -50,14 +51,20 @@ class Observed(Protocol):
 
 
 def redis_of(
-    plan: RedisPlan | None, service: Service, policy: Policy, store: Store | StoreSum, replicated: Replicated | None
+    plan: RedisPlan | None,
+    service: Service,
+    policy: Policy,
+    store: Store | StoreSum,
+    replicated: Replicated | None,
+    in_flight: BytesInFlight,
 ) -> RedisService | None:
     """Return the Redis listener, or None if it is off."""
     if plan is None:
         return None
     from keyvalue_provider.redis_service import RedisService
 
-    return RedisService(plan, service, policy, store, None if replicated is None else lambda: replicated.is_serving)
+    is_ready = None if replicated is None else lambda: replicated.is_serving
+    return RedisService(plan, service, policy, store, is_ready, in_flight)
 
 
 def more_metrics(

@@ -48,7 +48,7 @@ from keyvalue_provider.watching.watchers import Watchers
 from keyvalue_replica.errors import StreamError
 from keyvalue_transport.keyvalue.atomics import ATOMICS, atomics_handlers, atomics_tallies
 from keyvalue_transport.keyvalue.batch import BATCH, batch_handlers, batch_tallies
-from keyvalue_transport.keyvalue.interface import WRITES
+from keyvalue_transport.keyvalue.interface import WRITES, encode_refusal
 from keyvalue_transport.keyvalue.store import STORE, store_handlers, store_tallies
 from keyvalue_transport.nats.connection import Connection
 from keyvalue_transport.nats.server import Server
@@ -396,13 +396,13 @@ def _compose(
 
         durations = Durations(tallies)
     on_batch = None if durations is None else durations.observe
-    server = Server(connection, plan.prefix, options.invocation_limits(), on_batch, exports.tracer)
+    server = Server(connection, plan.prefix, options.invocation_limits(), on_batch, exports.tracer, encode_refusal)
     of_parameters = service.parameter_limits
     begun = () if replicated is None else WRITES  # a replicated write is published before its answer is ready
     server.add(STORE, store_handlers(service, of_parameters, tallies), begun)
     server.add(ATOMICS, atomics_handlers(service, of_parameters, tallies), begun)
     server.add(BATCH, batch_handlers(service, of_parameters, tallies), begun)
-    redis = redis_of(plan.redis, service, policy, store, replicated)
+    redis = redis_of(plan.redis, service, policy, store, replicated, server.invocations.in_flight)
     metrics = None
     if durations is not None:
         metrics = Metrics(

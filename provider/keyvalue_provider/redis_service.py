@@ -27,6 +27,7 @@ from keyvalue_transport.redis.server_commands import command_table, command_tall
 from keyvalue_transport.redis.session import UNKNOWN
 from keyvalue_transport.redis.surroundings import Client, User
 from keyvalue_transport.wrpc.handler import ANONYMOUS
+from keyvalue_transport.wrpc.in_flight import BytesInFlight
 
 __all__ = ["RedisService"]
 
@@ -45,6 +46,7 @@ class RedisService:
     """The listener and the surroundings of its sessions.
 
     :param is_ready: returns False while keys are loaded again; None if that never happens
+    :param in_flight: counts the requests that wait for the store, with the calls over NATS
     :ivar is_open: False until the provider serves; most commands then get LOADING
     :ivar tallies: the numbers of calls by command and result
     """
@@ -56,8 +58,10 @@ class RedisService:
         policy: Policy,
         store: Store | StoreSum,
         is_ready: Callable[[], bool] | None,
+        in_flight: BytesInFlight,
     ) -> None:
         self.calls = service
+        self.in_flight = in_flight
         self.may_flush = plan.may_flush
         self.tallies: Mapping[str, Tally] = command_tallies()
         self._plan = plan

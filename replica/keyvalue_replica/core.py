@@ -468,7 +468,8 @@ class Core:
         out, self._out = self._out, []
         unwritten, self._unwritten = self._unwritten, []
         if out and not self._outside.write(b"".join(out)):
-            error = NotStoredError("NATS is not connected: nothing was sent")
+            out.clear()  # the traceback of the error may keep this frame alive
+            error = NotStoredError("NATS is not connected, or does not read: nothing was sent")
             for publication in unwritten:
                 self.publications.fail(publication, error)
 

@@ -127,7 +127,8 @@ class Publication(Promise):
         self.change = change
 
     def fail(self, error: Exception) -> None:
-        """Answer with an error."""
+        """Answer with an error. Its traceback may keep this object alive for long, so free the value now."""
+        self.change = None
         if self.reservation is not None:
             self.release()
         if not self._is_done:

@@ -28,6 +28,7 @@ from tests.conftest import (
     PATHS,
     Launch,
     NatsServer,
+    Process,
     Provider,
     RawInvocation,
     in_thread,
@@ -55,7 +56,7 @@ class Endpoint(NamedTuple):
     port: int
 
     @classmethod
-    def of(cls, provider: Provider) -> Endpoint:
+    def of(cls, provider: Process) -> Endpoint:
         """Return the endpoint that the log names."""
         line = provider.wait_for("metrics at ")
         found = re.search(r"metrics at http://(.+):(\d+)/metrics\s*$", line)

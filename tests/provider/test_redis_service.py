@@ -13,6 +13,7 @@ from keyvalue_provider.redis_service import RedisService
 from keyvalue_transport.redis.limits import Address
 from keyvalue_transport.redis.session import RedisSession
 from keyvalue_transport.wrpc.handler import ANONYMOUS
+from keyvalue_transport.wrpc.in_flight import BytesInFlight
 
 
 async def test_info_of_a_store_that_evicts_keys() -> None:
@@ -21,7 +22,7 @@ async def test_info_of_a_store_that_evicts_keys() -> None:
     plan = plan_redis(ProviderOptions(redis_address=(Address(path="/none"),)))
     assert plan is not None
     service = Service(store, policy)
-    redis = RedisService(plan, service, policy, store, None)
+    redis = RedisService(plan, service, policy, store, None, BytesInFlight(1))
     for number in range(5):
         service.set(ANONYMOUS, b"default", b"%d" % number, b"v")
     assert redis.information(redis.anonymous())["Stats"]["evicted_keys"] == 3
@@ -35,7 +36,7 @@ async def test_while_keys_are_loaded_most_commands_get_loading() -> None:
     plan = plan_redis(ProviderOptions(redis_address=(Address(path="/none"),)))
     assert plan is not None
     ready: list[bool] = []
-    redis = RedisService(plan, Service(store, policy), policy, store, lambda: bool(ready))
+    redis = RedisService(plan, Service(store, policy), policy, store, lambda: bool(ready), BytesInFlight(1))
     redis.is_open = True
     session = RedisSession(redis, redis.listener.commands, 1, lambda: pytest.fail("nothing waits"))
 

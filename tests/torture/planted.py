@@ -78,9 +78,9 @@ def send_again(core: Core, tick: Any) -> None:
     """Publish the changes again that have just been called unknown."""
     before_s = core._outside.now_s() - core.timeout_s
     core.publications.part_all()
-    late = [each for each in core.publications._unacknowledged.values() if each.began_s <= before_s]
+    late = [each.change for each in core.publications._unacknowledged.values() if each.began_s <= before_s]
     tick(core)
-    for change in (publication.change for publication in late):
+    for change in late:
         if change is not None:
             handle, key, value = change
             subject = core.layout.subject(handle.name, key)

@@ -286,6 +286,9 @@ class ProviderOptions(LinkOptions):
         "milliseconds to wait for the next piece of an invocation's parameters, or for its handshake",
         default=round(INVOCATION_DEFAULTS.half_open_timeout_s * 1000),
     )
+    in_flight_bytes_max: int = option(
+        values.BYTES, "maximum memory of calls that wait for the store", default=INVOCATION_DEFAULTS.in_flight_bytes_max
+    )
     transport: str = option(
         values.one_of("direct", "plain"),
         "direct: answer calls as their bytes arrive; plain: in nats-py's callbacks",
@@ -333,7 +336,7 @@ class ProviderOptions(LinkOptions):
     )
     redis_held_bytes_max: int = option(
         values.BYTES,
-        "maximum bytes of incomplete requests on all Redis connections together",
+        "maximum bytes of Redis requests that are incomplete or wait, on all connections together",
         default=LISTENER_DEFAULTS.held_bytes_max,
     )
     redis_unsent_bytes_max: int = option(
@@ -399,6 +402,7 @@ class ProviderOptions(LinkOptions):
             half_open_bytes_max=self.half_open_bytes_max,
             half_open_timeout_s=self.half_open_timeout_ms / 1000,
             expected_bytes_max=self.expected_bytes_max,
+            in_flight_bytes_max=self.in_flight_bytes_max,
         )
 
     def listener_limits(self) -> ListenerLimits:

@@ -234,6 +234,11 @@ class Metrics(Collector):
             "Bytes that half-open invocations with a handshake still expect.",
             invocations.expected_bytes,
         )
+        yield _gauge(
+            "in_flight_bytes",
+            "Memory of calls and Redis requests that wait for the store.",
+            invocations.in_flight.held_bytes,
+        )
         yield _counter(
             "received_bytes",
             "Bytes received for invocations, including framing on the direct path.",

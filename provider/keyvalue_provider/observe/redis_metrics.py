@@ -18,7 +18,7 @@ def redis_metrics(listener: RedisListener) -> Iterable[Metric]:
     counts = listener.counts
     gauges = (
         ("connections", "Redis connections that are open.", len(listener)),
-        ("held_bytes", "Bytes of incomplete requests.", listener.held_bytes),
+        ("held_bytes", "Bytes of requests that are incomplete or wait.", listener.held_bytes),
         ("unsent_bytes", "Bytes of answers that clients do not read.", listener.unsent_bytes),
     )
     for name, what, value in gauges:

@@ -232,6 +232,7 @@ NUMBERS: dict[str, float] = {
     "half_open_queued": 0,
     "half_open_bytes": 0,
     "half_open_expected_bytes": 0,
+    "in_flight_bytes": 0,
     "received_bytes_total": 31,
     "sent_bytes_total": 32,
     "decode_errors_total": 33,

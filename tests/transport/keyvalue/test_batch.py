@@ -11,12 +11,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keyvalue_transport.keyvalue.batch import BATCH, encode_bucket_keys, encode_get_many_result, encode_set_many
+from keyvalue_transport.keyvalue.batch import (
+    BATCH,
+    READ_KEY_BYTES,
+    WRITTEN_KEY_BYTES,
+    encode_bucket_keys,
+    encode_get_many_result,
+    encode_set_many,
+)
 from keyvalue_transport.keyvalue.errors import OtherError
 from keyvalue_transport.keyvalue.interface import ParameterLimits, encode_error
 from keyvalue_transport.nats.client import KeyValueClient
 from keyvalue_transport.wrpc.errors import DecodeError, LengthLimitError, NeedMoreBytes
-from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller, Handler, HandlerResult
+from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller, Handler, HandlerResult, drop_answer
+from keyvalue_transport.wrpc.in_flight import WAIT_BYTES
 from keyvalue_transport.wrpc.invocation import InvocationCounts
 from tests.conftest import NatsServer
 from tests.invoking import invoke
@@ -28,6 +36,7 @@ from tests.transport.keyvalue.functions import (
     TALLIES,
     Kind,
     Noted,
+    Waiting,
     buckets,
     carried_out,
     counted,
@@ -131,6 +140,21 @@ def test_an_answer_over_its_limit_is_never_built() -> None:
         assert tracemalloc.get_traced_memory()[1] - before < 4 * 1024 * 1024
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("number", [0, 1, 200])
+@each_function
+def test_a_call_that_waits_counts_the_memory_of_its_keys(name: str, number: int) -> None:
+    """It is many times the size of short keys in the parameters."""
+    texts = [b"%d" % key for key in range(number)]
+    params = (
+        encode_set_many(b"b", [(key, b"") for key in texts]) if name == "set-many" else encode_bucket_keys(b"b", texts)
+    )
+    waiting = invoke(new_core(), handler_of(name, Waiting(Noted()), LIMITS), "R_c", ANONYMOUS, params, 0.0).waiting
+    assert waiting is not None
+    drop_answer(waiting.pending.answer)
+    key_bytes = READ_KEY_BYTES if name == "get-many" else WRITTEN_KEY_BYTES
+    assert waiting.held_bytes == WAIT_BYTES + len(params) + key_bytes * number
 
 
 # Lists that arrive in pieces

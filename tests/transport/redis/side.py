@@ -14,6 +14,7 @@ from keyvalue_provider.keyvalue.service import Service
 from keyvalue_provider.redis_service import RedisService
 from keyvalue_transport.redis.limits import Address
 from keyvalue_transport.redis.listener import ClientConnection
+from keyvalue_transport.wrpc.in_flight import BytesInFlight
 from tests.integration.redis_server import encode_request
 from tests.provider.keyvalue.waiting_store import Later, WaitingStore
 
@@ -70,7 +71,9 @@ class Side:
         policy = Policy(LIMITS, None, provider)
         plan = plan_redis(provider)
         assert plan is not None
-        self.redis = RedisService(plan, Service(waiting or self.store, policy), policy, self.store, None)
+        self.in_flight = BytesInFlight(1024 * 1024)
+        service = Service(waiting or self.store, policy)
+        self.redis = RedisService(plan, service, policy, self.store, None, self.in_flight)
         self.redis.is_open = True
         self.durations = self.redis.measure([1.0])
         self.transport = Transport()
@@ -95,7 +98,9 @@ class Side:
             await asyncio.sleep(0)
         await asyncio.sleep(0)
         self.store.check()
+        assert not self.in_flight.held_bytes
         counts, is_closed = self.redis.listener.counts, self.transport.is_closed
+        assert is_closed or self.redis.listener.held_bytes == self.connection._reader.scanner.held_bytes
         received: object = counts.received_bytes, {name: sum(row) for name, row in self.durations.counts.items()}
         if is_closed:
             received = None  # a read may have more bytes than the request that closed the connection

@@ -126,15 +126,52 @@ def test_a_client_that_reads_slowly_gets_all_answers_and_few_are_held(
         asyncio.run(run())
 
 
-async def test_held_answers_count_as_answers_that_clients_do_not_read() -> None:
-    """The connection that exceeds the limit for all connections is closed."""
+@pytest.mark.parametrize(
+    ("number", "limit_bytes", "parts"), [(3, 1_000, [b"GET", b"a"]), (12, 5_000, [b"GETSET", b"a", b"v" * 500])]
+)
+async def test_held_answers_count_as_answers_that_clients_do_not_read(
+    number: int, limit_bytes: int, parts: list[bytes]
+) -> None:
+    """So do the results of updates, which can't be made again. The connection that exceeds the limit for all is closed."""
     with patch.object(session, "OUTPUT_BYTES_MAX", OUTPUT_BYTES_MAX):
-        side = Side(late([0]), redis_unsent_bytes_max=HIGH_WATER_BYTES + 1_000)
+        side = Side(late([0]), redis_unsent_bytes_max=HIGH_WATER_BYTES + limit_bytes)
         side.transport = side.connection._transport = transport = SlowTransport()
         await side.receive(encode_request([b"SET", b"a", b"v" * 500]))
         await side.finish()
         transport.waiting_bytes = 1
-        await side.receive(encode_request([b"GET", b"a"]) * 3)
-        await side.finish()
+        await side.receive(encode_request(parts) * number)
+        for _ in range(20):
+            await asyncio.sleep(0)
         assert transport.is_closed
+        side.connection.connection_lost(None)
+        await side.finish()
         assert side.redis.listener.counts.slow == 1
+
+
+@settings(max_examples=100)
+@given(
+    pipeline=st.lists(requests, min_size=1, max_size=20),
+    turns=st.lists(st.integers(0, 4), min_size=1, max_size=5),
+    turn=st.integers(0, 30),
+)
+@example(pipeline=[(b"GET", b"a")] * 20, turns=[0], turn=6)  # disconnects while answers wait for room
+def test_a_client_that_disconnects_leaves_nothing_in_flight(pipeline: list[Any], turns: list[int], turn: int) -> None:
+    """Its requests count until the store has answered."""
+    read = b"".join(map(encode_request, [(b"SET", key, b"0" * 500) for key in KEYS] + pipeline))
+
+    async def run() -> None:
+        side = Side(late(turns))
+        side.transport = side.connection._transport = SlowTransport()
+        side.connection.data_received(read)
+        assert side.in_flight.held_bytes > 0
+        for _ in range(turn):
+            await asyncio.sleep(0)
+        side.connection.connection_lost(None)
+        for _ in range(TURNS_MAX):
+            if not side.in_flight.held_bytes:
+                return
+            await asyncio.sleep(0)
+        pytest.fail(f"{side.in_flight.held_bytes} bytes are still counted")
+
+    with patch.object(session, "OUTPUT_BYTES_MAX", OUTPUT_BYTES_MAX):
+        asyncio.run(run())

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import tracemalloc
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -16,7 +18,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 from keyvalue_transport.keyvalue.interface import ParameterLimits
 from keyvalue_transport.keyvalue.store import decode_set, encode_set
-from keyvalue_transport.wrpc.errors import DecodeError, Length, NeedMoreBytes
+from keyvalue_transport.wrpc.errors import DecodeError, Length, NeedMoreBytes, NoPlaceError
 from keyvalue_transport.wrpc.half_open import INVOCATION_BYTES, SHARES
 from keyvalue_transport.wrpc.handler import (
     ANONYMOUS,
@@ -361,6 +363,11 @@ def test_a_function_that_begins_at_once_is_not_called_without_a_place(whole: boo
         assert invocations.receive_params("0", b"\x00", 0.0) == Step([ended("R2")])
     assert began == [b"\x00"]
     assert invocations.counts == InvocationCounts(refused=1)
+    message = bytes(100)
+    references = sys.getrefcount(message)
+    with suppress(NoPlaceError):
+        handler(ANONYMOUS, message, 0, len(message))
+    assert sys.getrefcount(message) == references, "the error keeps the message until the next garbage collection"
     invocations.finish(first, outcome_of(first.pending))
 
 
@@ -671,6 +678,7 @@ class InvocationsMachine(RuleBasedStateMachine):
             assert len(own) <= max(1, self.limits.half_open_max // SHARES)
             assert len(own) < 2 or sum(one.memory for one in own) <= self.limits.half_open_bytes_max * 3 // 4
         assert self.core.waiting == self.waiting <= self.limits.waiting_max
+        assert self.core.in_flight.held_bytes == sum(one.waiting.held_bytes for one in self.taken if one.waiting)
         assert self.core.counts == self.counts
         assert self.served.received == self.called, "each handler got its own invocation's bytes, once"
 
@@ -789,7 +797,9 @@ class InvocationsMachine(RuleBasedStateMachine):
             case _:
                 assert step.waiting is not None
                 source_id = expected.caller.source_id
-                assert step == Step([], Waiting(expected.reply, expected.trace, step.waiting.pending, source_id))
+                rest = step.waiting.pending, source_id, step.waiting.held_bytes
+                assert step == Step([], Waiting(expected.reply, expected.trace, *rest))
+                assert step.waiting.held_bytes > len(expected.value)
                 expected.waiting = step.waiting
                 self.waiting += 1
 

@@ -48,6 +48,8 @@ from keyvalue_transport.wrpc.values import (
 
 __all__ = [
     "BATCH",
+    "READ_KEY_BYTES",
+    "WRITTEN_KEY_BYTES",
     "BatchInterface",
     "batch_handlers",
     "batch_tallies",
@@ -64,6 +66,9 @@ __all__ = [
 BATCH = "wrpc:keyvalue/batch@0.2.0-draft"
 
 KEYS = Length("the batch has {} keys", "batch_keys_max")
+#: The memory of a key while its call waits, besides its bytes. Measured with 1,000 keys, by the growth of the process: 60 bytes
+#: for get-many; 150 for an atomic set-many or delete-many, and 240 and 360 if they are pipelined.
+READ_KEY_BYTES, WRITTEN_KEY_BYTES = 64, 384
 ABSENT = b"\x00"
 SOME_SHORT = tuple(b"\x01" + length for length in ONE_BYTE)
 
@@ -284,15 +289,28 @@ def batch_handlers(
     :param tallies: the tallies that count the calls, by function name on the wire; the outcome `none` never occurs
     """
     tally = tallies or batch_tallies()
+    set_many = function_handler(decode_set_many, batch.set_many, encode_unit_result, NEVER, limits, tally["set-many"])
+    delete_many = function_handler(
+        decode_delete_many, batch.delete_many, encode_unit_result, NEVER, limits, tally["delete-many"]
+    )
     return {
-        "get-many": _get_many_handler(batch, limits, tally["get-many"]),
-        "set-many": function_handler(
-            decode_set_many, batch.set_many, encode_unit_result, NEVER, limits, tally["set-many"]
-        ),
-        "delete-many": function_handler(
-            decode_delete_many, batch.delete_many, encode_unit_result, NEVER, limits, tally["delete-many"]
-        ),
+        "get-many": _counting_keys(_get_many_handler(batch, limits, tally["get-many"]), READ_KEY_BYTES),
+        "set-many": _counting_keys(set_many, WRITTEN_KEY_BYTES),
+        "delete-many": _counting_keys(delete_many, WRITTEN_KEY_BYTES),
     }
+
+
+def _counting_keys(handler: Handler, key_bytes: int) -> Handler:
+    """Return a handler whose answers to wait for count `key_bytes` for each key."""
+
+    def handle(caller: Caller, buffer: bytes, start: int, end: int) -> HandlerResult:
+        result = handler(caller, buffer, start, end)
+        if type(result) is AwaitedResult:
+            bucket_bytes, at = read_unsigned(buffer, start, end, 32)
+            result.extra_bytes = key_bytes * read_unsigned(buffer, at + bucket_bytes, end, 32)[0]
+        return result
+
+    return handle
 
 
 def _get_many_handler(batch: BatchInterface, limits: ParameterLimits, tally: Tally) -> Handler:

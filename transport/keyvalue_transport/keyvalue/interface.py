@@ -47,6 +47,7 @@ __all__ = [
     "decode_unit_result",
     "encode_bucket_key",
     "encode_error",
+    "encode_refusal",
     "encode_unit_result",
     "error_result",
     "function_handler",
@@ -248,9 +249,12 @@ def _encode_and_count(encode: Callable[[], bytes], tally: Tally) -> bytes:
 
 
 class AwaitedResult(Generic[T]):
-    """An answer to wait for. When it is ready, it is encoded and counted like an immediate answer."""
+    """An answer to wait for. When it is ready, it is encoded and counted like an immediate answer.
 
-    __slots__ = ("_derive", "_encode", "_missing", "_tally", "answer")
+    :ivar extra_bytes: as in `Pending`
+    """
+
+    __slots__ = ("_derive", "_encode", "_missing", "_tally", "answer", "extra_bytes")
 
     def __init__(self, answer: Awaitable[T], encode: Callable[[T], bytes], missing: object, tally: Tally) -> None:
         self.answer: Awaitable[object] = answer
@@ -260,6 +264,7 @@ class AwaitedResult(Generic[T]):
         self._encode = encode
         self._missing = missing
         self._tally = tally
+        self.extra_bytes = 0
 
     def encode(self, read: Callable[[], object]) -> bytes:
         """Return the encoded result, and count it.
@@ -286,6 +291,7 @@ class AwaitedSuccess(Derived[None]):
     __slots__ = ("tally",)
 
     tally: Tally
+    extra_bytes = 0
     answer = Derived.source  # type: ignore[misc] # the same slot
 
     def encode(self, read: Callable[[], object]) -> bytes:
@@ -355,6 +361,11 @@ class AwaitedRun:
         for each in awaited:
             each.tally = self.tally
         self._part(self, awaited)
+
+
+def encode_refusal(text: str) -> bytes:
+    """Encode the error of a call that was refused before its function was called."""
+    return encode_error(OtherError(text))
 
 
 def error_result(error: Exception, tally: Tally) -> bytes:

@@ -22,6 +22,7 @@ from nats.aio.client import Client, RawCredentials
 
 from keyvalue_transport.nats.direct.routes import DirectRoutes
 from keyvalue_transport.nats.direct.transport import DirectTransport
+from keyvalue_transport.nats.direct.writing_protocol import UNREAD_BYTES_MAX
 from keyvalue_transport.nats.frame_parser import FrameParser, ReadingFaults
 from keyvalue_transport.nats.headers import BLOCK_KEPT_BYTES_MAX, read_lines, read_used_lines
 from keyvalue_transport.nats.nats_py_errors import ATTEMPT_TIMEOUT_S, is_about_one_message, refusal_of, text_of
@@ -142,9 +143,13 @@ class LastingClient(Client):
             transport.writelines(pending)
 
     def write_now(self, frames: bytes) -> bool:
-        """Write frames to the socket at once, after what nats-py has not written yet. Return False if there is none."""
-        transport = self._transport
+        """Write frames to the socket at once, after what nats-py has not written yet. Return False if there is none,
+        or if the server does not read.
+        """
+        transport, stream = self._transport, stream_of(self)
         if transport is None or not self.is_connected:
+            return False
+        if stream is not None and stream.get_write_buffer_size() > UNREAD_BYTES_MAX:  # a web socket has none
             return False
         pending, self._pending, self._pending_data_size = self._pending, [], 0
         transport.writelines([*pending, frames])

@@ -60,6 +60,7 @@ class Server:
 
     :param on_batch: called with the seconds between reading a batch of invocations and writing its answers
     :param tracer: finds the calls to trace; None to trace no calls
+    :param encode_refusal: encodes the error of a call that is refused because of `in_flight_bytes_max`
     :raises ValueError: the prefix is not a subject, or another server uses the direct path of this connection
     """
 
@@ -70,6 +71,7 @@ class Server:
         limits: InvocationLimits | None = None,
         on_batch: Callable[[float], None] | None = None,
         tracer: Tracer | None = None,
+        encode_refusal: Callable[[str], bytes] | None = None,
     ) -> None:
         self.prefix = check_subject(prefix, "prefix")
         connection.replies.forbid(prefix)
@@ -86,6 +88,8 @@ class Server:
             )
         else:
             self._path = PlainPath(connection, *ends, self._on_step, self._on_unsent, on_batch, tracer)
+        if encode_refusal is not None:
+            self.invocations.encode_refusal = encode_refusal
         self._handlers: list[tuple[str, Handler]] = []
         self._functions: list[Subscription] = []
         self._params: Subscription | None = None

@@ -191,6 +191,11 @@ class SampledPending:
         """Return the function's answer."""
         return self._pending.answer
 
+    @property
+    def extra_bytes(self) -> int:
+        """Return the memory of the call besides its parameters."""
+        return getattr(self._pending, "extra_bytes", 0)
+
     def encode(self, read: Callable[[], object]) -> bytes:
         """Return the encoded result, and note the call."""
         result: bytes = self._call.encode(self._pending.encode, read)

@@ -31,8 +31,11 @@ from keyvalue_transport.redis.tls_server import TlsServer
 
 __all__ = ["ClientConnection", "ListenerCounts", "RedisListener"]
 
-#: A connection stops reading when more than this is not written.
-HIGH_WATER_BYTES = 1024 * 1024
+#: A connection stops reading when more than this is not written. Smaller rests are not counted in `unsent_bytes`, so all
+#: connections together must be able to hold them.
+HIGH_WATER_BYTES = 16 * 1024
+#: The memory of an argument of a request that waits, besides its bytes.
+ARGUMENT_BYTES = 48
 BACKLOG = 1024
 #: How often idle connections are looked for, in seconds.
 IDLE_CHECK_S = 1.0
@@ -142,10 +145,12 @@ class ClientConnection(asyncio.Protocol):
                 self._durations.observe_alike(requests[0][0], done, perf_counter() - self.last_s)
             else:
                 self._durations.observe(requests, perf_counter() - self.last_s)
-        if self._held_bytes or held_bytes:
-            self._hold(held_bytes)
         if reader.error is not None or session.ends or session.waits:
             self._end_or_wait()
+        if session.queue:
+            held_bytes += sum(sum(map(len, request)) + ARGUMENT_BYTES * (len(request) + 1) for request in session.queue)
+        if self._held_bytes or held_bytes:
+            self._hold(held_bytes)
 
     def pause_writing(self) -> None:
         """Stop, because the client does not read."""
@@ -237,6 +242,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _go_on(self) -> None:
         self._is_due = False
+        self._session.count()
         if self._transport.is_closing():
             return
         if self._is_blocked():
@@ -246,10 +252,12 @@ class ClientConnection(asyncio.Protocol):
             self._write()
         self._session.settle()
         self._end_or_wait()
+        if self._held_bytes and not self._session.queue:
+            self._hold(self._reader.scanner.held_bytes)
 
     def _output_bytes(self) -> int:
         written: int = self._transport.get_write_buffer_size()
-        return written + self._session.held_bytes
+        return written + self._session.held_bytes + self._session.kept_bytes
 
     def _is_blocked(self) -> bool:
         """Return True if nothing should be written now. `resume_writing` is called later."""
@@ -261,13 +269,13 @@ class ClientConnection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def _hold(self, held_bytes: int) -> None:
-        """Count the bytes of an incomplete request. Close the connection if all connections hold too many."""
+        """Count the bytes of requests that are incomplete or wait. Close the connection if all connections hold too many."""
         listener = self._listener
         listener.held_bytes += held_bytes - self._held_bytes
         self._held_bytes = held_bytes
         if listener.held_bytes > listener.limits.held_bytes_max and held_bytes:
             listener.counts.malformed += 1
-            self._transport.write(error("ERR too many bytes of incomplete requests on all connections"))
+            self._transport.write(error("ERR too many bytes of incomplete or waiting requests on all connections"))
             self._transport.abort()
 
     def _count_unsent(self, unsent_bytes: int) -> None:
@@ -282,7 +290,7 @@ class ClientConnection(asyncio.Protocol):
 class RedisListener:
     """Listens on addresses, and keeps the connections.
 
-    :ivar held_bytes: bytes of incomplete requests on all connections
+    :ivar held_bytes: bytes of requests on all connections that are incomplete, or wait for answers or output
     :ivar unsent_bytes: bytes that clients do not read
     :ivar durations: counts how long the commands of later connections take; None if nobody wants to know
     """

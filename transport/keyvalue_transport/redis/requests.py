@@ -134,8 +134,9 @@ class RequestReader:
             return scanner.feed(read, only_first)
         except ProtocolError as error:
             self.error = error
-            requests, scanner.done = scanner.done, []
-            return requests, b""
+            return scanner.done, b""
+        finally:
+            scanner.done = []  # an idle connection must not keep its last request
 
 
 def _size(request: Request) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from keyvalue_transport.redis.answers import CommandError
 
@@ -30,6 +30,7 @@ __all__ = [
     "read_and_time",
     "refuse",
     "remove",
+    "revision_bytes",
     "same_deadline",
     "set_value",
     "value_of",
@@ -53,6 +54,15 @@ def value_of(entry: Entry | None) -> bytes | None:
 def deadline_of(entry: Entry | None) -> int | None:
     """Return the deadline of an entry."""
     return entry[1] if isinstance(entry, tuple) else None
+
+
+def revision_bytes(answer: Any) -> int:
+    """Return the size of the values in an answer that has come: those before and after an update, or none."""
+    try:
+        result = answer.result()
+    except Exception:
+        return 0
+    return sum(len(value_of(entry) or b"") for entry in result) if isinstance(result, tuple) else 0
 
 
 def parse_integer(text: bytes, refusal: str = NOT_AN_INTEGER) -> int:

@@ -95,4 +95,5 @@ def answer_short(session: RedisSession, read: bytes) -> bytes | None:
     if later is None:
         session.set.tally[FOUND] += 1
         return OK
-    return session.give_later(session.set, Effect.WRITE, [], Awaited(later, ok))
+    request = [b"SET", read[place], read[value_at:-2]]
+    return session.give_later(session.set, Effect.WRITE, request, Awaited(later, ok))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from keyvalue_transport.keyvalue.interface import ParameterLimits
@@ -10,7 +10,7 @@ from keyvalue_transport.keyvalue.store import ReadsTogether
 from keyvalue_transport.redis.revisions import Entry, Revise
 from keyvalue_transport.wrpc.handler import Answer, Caller
 
-__all__ = ["Calls", "Client", "Surroundings", "User"]
+__all__ = ["Calls", "Client", "MemoryInFlight", "Surroundings", "User"]
 
 
 class Calls(ReadsTogether, Protocol):
@@ -86,8 +86,24 @@ class Client(Protocol):
     def kill(self) -> None: ...
 
 
+class MemoryInFlight(Protocol):
+    """The memory of the requests that wait for the store, together with that of calls over NATS (wrpc/in_flight.py)."""
+
+    def is_full(self, holder: Hashable, /) -> bool: ...
+
+    def begin(self, holder: Hashable, held_bytes: int, /) -> None: ...
+
+    def end(self, holder: Hashable, held_bytes: int, /) -> None: ...
+
+    @property
+    def why_full(self) -> str: ...
+
+
 class Surroundings(Protocol):
     """The parts of the provider that each session needs."""
+
+    @property
+    def in_flight(self) -> MemoryInFlight: ...
 
     @property
     def calls(self) -> Calls: ...

@@ -70,7 +70,14 @@ class PermissionDeniedError(TransportError):
 
 
 class NoPlaceError(TransportError):
-    """Too many calls wait for an answer, so this one was refused and has changed nothing."""
+    """Too many calls wait for an answer, so this one was refused and has changed nothing.
+
+    :ivar result: the encoded result of the call, or b"" if it ends without one
+    """
+
+    def __init__(self, result: bytes = b"") -> None:
+        super().__init__()
+        self.result = result
 
 
 class DisconnectedError(TransportError):

@@ -55,6 +55,8 @@ class InvocationLimits:
     An invocation that would exceed a limit of number or memory is refused. One that would exceed the limit of expected
     bytes is queued, and refused after `half_open_timeout_s`. An invocation that exceeds a time limit expires. A refused
     or expired invocation ends without a result.
+
+    :ivar in_flight_bytes_max: limit for the memory of the calls that wait for an answer
     """
 
     half_open_max: int = 1024
@@ -64,6 +66,7 @@ class InvocationLimits:
     half_open_lifetime_s: float = 60.0  # since the first piece
     expected_bytes_max: int = 32 * 1024 * 1024  # half of the 64 MiB of a NATS server
     queued_bytes_max: int = 64 * 1024 * 1024
+    in_flight_bytes_max: int = 256 * 1024 * 1024
     queued_timeout_s: float = 60.0
 
 

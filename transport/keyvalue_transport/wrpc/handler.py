@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar, final
 
-from keyvalue_transport.wrpc.errors import NeedMoreBytes, NoPlaceError
+from keyvalue_transport.wrpc.errors import NeedMoreBytes
 
 __all__ = [
     "ANONYMOUS",
@@ -59,7 +59,10 @@ Answer: TypeAlias = T | Awaitable[T]
 
 
 class Pending(Protocol):
-    """The return value of a handler whose function has not finished."""
+    """The return value of a handler whose function has not finished.
+
+    It may have an attribute `extra_bytes`: the memory of the call while it waits, besides its parameters and `WAIT_BYTES`.
+    """
 
     @property
     def answer(self) -> Awaitable[object]:
@@ -135,22 +138,22 @@ class Begun:
     """The handler of a function that begins a change before its answer is ready. Its call begins only if it may wait.
 
     :param handler: begins a call
-    :param may_begin: returns True if one more call of a source id may wait
+    :param check: raises NoPlaceError if no further call of a source id may wait
     """
 
-    __slots__ = ("_may_begin", "handler")
+    __slots__ = ("_check", "handler")
 
-    def __init__(self, handler: Handler, may_begin: Callable[[str | None], bool]) -> None:
+    def __init__(self, handler: Handler, check: Callable[[str | None], None]) -> None:
         self.handler = handler
-        self._may_begin = may_begin
+        self._check = check
 
     def __call__(self, caller: Caller, buffer: bytes, start: int, end: int) -> HandlerResult:
         """Begin a call.
 
         :raises NoPlaceError: too many calls wait, so this one has begun nothing
         """
-        if not self._may_begin(caller.source_id):
-            raise NoPlaceError
+        # With the error in a variable here, a refused message would live until the next garbage collection.
+        self._check(caller.source_id)
         return self.handler(caller, buffer, start, end)
 
 

@@ -23,8 +23,8 @@ calls the handler. A held call goes through this diagram from the beginning when
 
 Invariant: an invocation gets exactly one handshake, and then exactly one `end`. `half_open.py` holds the half-open
 invocations. It limits them, and decides which handshakes are sent next. Waiting invocations are limited by number, and
-one caller may take three quarters of it. Queued calls are limited by bytes and time, and one caller's queued calls may
-take a quarter of the bytes. The same limits apply to held calls.
+by memory together with Redis requests (`in_flight.py`). One caller may take three quarters of each. Queued calls are
+limited by bytes and time, and one caller's may take a quarter of the bytes. The same limits apply to held calls.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ from keyvalue_transport.wrpc.handler import (
     drop_answer,
     give_up,
 )
+from keyvalue_transport.wrpc.in_flight import WAIT_BYTES, BytesInFlight
 from keyvalue_transport.wrpc.queued_calls import QueuedCall, QueuedCalls
 from keyvalue_transport.wrpc.repeated import Repeated
 
@@ -96,6 +97,7 @@ class Waiting(NamedTuple, Generic[A]):
     traceparent: str | None
     pending: Pending
     source_id: str | None
+    held_bytes: int
 
 
 class InvocationFailure(NamedTuple):
@@ -123,6 +125,7 @@ class Invocations(Generic[A, M]):
     :param replies: builds the messages
     :param new_token: returns a token that clients cannot guess, so no client can add to another client's parameters
     :param has_room: returns True if there are room and time for a large result now; if not, call `answer_queued` later
+    :ivar encode_refusal: encodes the error of a call that `in_flight` refuses; b"" to end it without a result
     """
 
     def __init__(
@@ -138,6 +141,8 @@ class Invocations(Generic[A, M]):
         self._new_token = new_token
         self._half_open: HalfOpenInvocations[A] = HalfOpenInvocations(self._limits)
         self._closed = False
+        self.encode_refusal: Callable[[str], bytes] = lambda text: b""
+        self.in_flight = BytesInFlight(self._limits.in_flight_bytes_max)
         self._waiting = 0
         self._waiting_of: dict[str | None, int] = {}  # by source id
         self._waiting_max = self._limits.waiting_max
@@ -191,7 +196,7 @@ class Invocations(Generic[A, M]):
 
         This is for functions that begin to change something before their answer is ready.
         """
-        return Begun(handler, lambda source_id: self.room(source_id) > 0)
+        return Begun(handler, self._check_place)
 
     def receive(
         self,
@@ -216,33 +221,42 @@ class Invocations(Generic[A, M]):
             return self._answer_or_queue(handler, reply, caller, piece, traceparent, outcome, now_s, handshake)
         if isinstance(outcome, Again):
             outcome = Repeated(outcome, handler, caller, piece)
-        return self._answer(reply, outcome, caller, traceparent, handshake)
+        return self._answer(reply, outcome, caller, len(piece), traceparent, handshake)
 
-    def may_wait(self, pending: Pending, source_id: str | None) -> bool:
+    def may_wait(self, pending: Pending, source_id: str | None, held_bytes: int) -> bool:
         """Count an invocation that waits for its answer. Return False, and drop the answer, if too many wait."""
-        if self.begin_waits(source_id, 1) == 1:
+        if self.room(source_id) > 0:
+            self.begin_waits(source_id, 1, held_bytes)
             return True
         drop_answer(pending.answer)
         give_up(REFUSED, pending)
         return False
 
-    def begin_waits(self, source_id: str | None, number: int) -> int:
-        """Count calls that wait. Return the number of those that may."""
-        room = self.room(source_id)
-        if number > room:
-            number = room
-        if number > 0:
-            self._waiting += number
-            self._waiting_of[source_id] = self._waiting_of.get(source_id, 0) + number
-        return number
+    def begin_waits(self, source_id: str | None, number: int, held_bytes: int) -> None:
+        """Count calls that wait, at most as many as there is room for, and their memory."""
+        self._waiting += number
+        self._waiting_of[source_id] = self._waiting_of.get(source_id, 0) + number
+        self.in_flight.begin(source_id, held_bytes)
+
+    def _check_place(self, source_id: str | None) -> None:
+        if self.room(source_id) <= 0:
+            raise self.no_place(source_id)
+
+    def no_place(self, source_id: str | None) -> NoPlaceError:
+        """Return the error of a call that may not wait. Only the limit for memory has a result."""
+        in_flight = self.in_flight
+        return NoPlaceError(self.encode_refusal(in_flight.why_full) if in_flight.is_full(source_id) else b"")
 
     def room(self, source_id: str | None) -> int:
-        """Return how many more calls may wait. A caller leaves a quarter of the places to others."""
+        """Return how many more calls may wait. A caller leaves a quarter of the places and of the memory to others."""
+        if self.in_flight.is_full(source_id):
+            return 0
         room, own_room = self._waiting_max - self._waiting, self._waiting_share - self._waiting_of.get(source_id, 0)
         return own_room if own_room < room else room
 
-    def end_waits(self, source_id: str | None, number: int) -> None:
+    def end_waits(self, source_id: str | None, number: int, held_bytes: int) -> None:
         """End the count of invocations that `begin_waits` began."""
+        self.in_flight.end(source_id, held_bytes)
         self._waiting -= number
         own = self._waiting_of[source_id]
         if own > number:
@@ -265,14 +279,14 @@ class Invocations(Generic[A, M]):
     def finish(self, waiting: Waiting[A], result: bytes | Exception) -> Step[A, M]:
         """Process the encoded result of a waiting invocation, or its error."""
         if isinstance(result, Exception):
-            self.end_waits(waiting.source_id, 1)
+            self.end_waits(waiting.source_id, 1, waiting.held_bytes)
             return self._fail(waiting.reply, result, waiting.traceparent, [])
         return Step(self.answer(waiting, result))
 
     def answer(self, waiting: Waiting[A], result: bytes) -> list[M]:
         """Return the messages that answer a waiting invocation. Count it as answered."""
-        reply, _, _, source_id = waiting
-        self.end_waits(source_id, 1)
+        reply, _, _, source_id, held_bytes = waiting
+        self.end_waits(source_id, 1, held_bytes)
         self.counts.answered += 1
         return self._replies.result(reply, result) if result else self._replies.end(reply)
 
@@ -301,9 +315,9 @@ class Invocations(Generic[A, M]):
         give_up(REFUSED, *(call.handler for call in admitted + waiting), *(call.handler for call in calls + held))
         return Step([*self._half_open_ends(admitted, waiting), *self._ends(calls), *self._whole_ends(held)])
 
-    def refuse(self, reply: A, what: object = None) -> Step[A, M]:
+    def refuse(self, reply: A, what: object = None, result: bytes = b"") -> Step[A, M]:
         """Refuse an invocation without a handshake. Tell `what`, its handler or Pending answer, unless it was told."""
-        return self._refuse(reply, self._replies.accept(reply, None), what)
+        return self._refuse(reply, self._replies.accept(reply, None), what, result)
 
     def _cut(
         self,
@@ -348,7 +362,7 @@ class Invocations(Generic[A, M]):
                 if isinstance(answer, Again):
                     answer = Repeated(answer, half_open.handler, caller, buffer)
                 if not isinstance(answer, LargeResult):
-                    return self._answer(reply, answer, caller, traceparent, [])
+                    return self._answer(reply, answer, caller, len(buffer), traceparent, [])
                 return self._answer_or_queue(half_open.handler, reply, caller, buffer, traceparent, answer, now_s, [])
         if self._half_open.keep(half_open, now_s):
             return Step([])
@@ -406,10 +420,10 @@ class Invocations(Generic[A, M]):
         except Exception as error:
             return self._fail(call.reply, error, call.traceparent, [])
         if isinstance(answer, LargeResult):
-            return self._answer_large(call.reply, answer, call.caller, call.traceparent, [])
+            return self._answer_large(call.reply, answer, call.caller, len(call.params), call.traceparent, [])
         if isinstance(answer, Again):
             answer = Repeated(answer, call.handler, call.caller, call.params)
-        return self._answer(call.reply, answer, call.caller, call.traceparent, [])
+        return self._answer(call.reply, answer, call.caller, len(call.params), call.traceparent, [])
 
     def _ends(self, calls: list[QueuedCall[A]]) -> list[M]:
         return [message for call in calls for message in self._replies.end(call.reply)]
@@ -426,7 +440,7 @@ class Invocations(Generic[A, M]):
         sends: list[M],
     ) -> Step[A, M]:
         if not self._queue and self._has_room():
-            return self._answer_large(reply, result, caller, traceparent, sends)
+            return self._answer_large(reply, result, caller, len(params), traceparent, sends)
         end_s = now_s + self._limits.queued_timeout_s
         call = QueuedCall(handler, reply, caller, params, traceparent, end_s, caller.source_id)
         if self._closed or not self._queue.add(call):
@@ -434,38 +448,51 @@ class Invocations(Generic[A, M]):
         return Step(sends)
 
     def _answer_large(
-        self, reply: A, result: LargeResult, caller: Caller, traceparent: str | None, sends: list[M]
+        self,
+        reply: A,
+        result: LargeResult,
+        caller: Caller,
+        params_bytes: int,
+        traceparent: str | None,
+        sends: list[M],
     ) -> Step[A, M]:
         try:
             encoded = result.encode()
         except Exception as error:
             return self._fail(reply, error, traceparent, sends)
         if not isinstance(encoded, bytes):
-            return self._answer(reply, encoded, caller, traceparent, sends)
+            return self._answer(reply, encoded, caller, params_bytes, traceparent, sends)
         return Step(self._result(reply, encoded, sends), is_large=len(encoded) > LARGE_BYTES)
 
     def _answer(
-        self, reply: A, answer: bytes | Pending, caller: Caller, traceparent: str | None, sends: list[M]
+        self,
+        reply: A,
+        answer: bytes | Pending,
+        caller: Caller,
+        params_bytes: int,
+        traceparent: str | None,
+        sends: list[M],
     ) -> Step[A, M]:
         if isinstance(answer, bytes):
             return Step(self._result(reply, answer, sends))
-        if not self.may_wait(answer, caller.source_id):
-            return self._refuse(reply, sends)
-        return Step(sends, Waiting(reply, traceparent, answer, caller.source_id))
+        source_id, held_bytes = caller.source_id, params_bytes + WAIT_BYTES + getattr(answer, "extra_bytes", 0)
+        if not self.may_wait(answer, source_id, held_bytes):
+            return self._fail(reply, self.no_place(source_id), traceparent, sends)
+        return Step(sends, Waiting(reply, traceparent, answer, source_id, held_bytes))
 
     def _result(self, reply: A, result: bytes, sends: list[M]) -> list[M]:
         self.counts.answered += 1
         sends += self._replies.result(reply, result) if result else self._replies.end(reply)
         return sends
 
-    def _refuse(self, reply: A, sends: list[M], what: object = None) -> Step[A, M]:
+    def _refuse(self, reply: A, sends: list[M], what: object = None, result: bytes = b"") -> Step[A, M]:
         give_up(REFUSED, what)
         self.counts.refused += 1
-        return Step([*sends, *self._replies.end(reply)])
+        return Step([*sends, *(self._replies.result(reply, result) if result else self._replies.end(reply))])
 
     def _fail(self, reply: A, error: Exception, traceparent: str | None, sends: list[M]) -> Step[A, M]:
         if isinstance(error, NoPlaceError):
-            return self._refuse(reply, sends)
+            return self._refuse(reply, sends, result=error.result)
         if isinstance(error, DecodeError):
             self.counts.damaged += 1
         else:

@@ -7,14 +7,17 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from keyvalue_replica.promise import Promise
 from keyvalue_transport.nats.direct.protocol import DirectProtocol
+from keyvalue_transport.nats.direct.read_flow import SLICE_BYTES
 from keyvalue_transport.nats.replies import Send
 from keyvalue_transport.wrpc.errors import DecodeError
 from keyvalue_transport.wrpc.handler import BegunRun, Caller, ForBegunRuns, HandlerResult, Pending
+from keyvalue_transport.wrpc.in_flight import WAIT_BYTES
 from keyvalue_transport.wrpc.invocation import InvocationLimits
 from tests.transport.nats.direct.scene import (
     MIB,
@@ -33,6 +36,8 @@ from tests.transport.nats.direct.scene import (
 
 WAITING_MAX = 8
 SHARE = WAITING_MAX * 3 // 4
+#: The result of a call that is refused because of `in_flight_bytes_max`.
+FULL = b"full"
 LARGE = bytes(MIB + 1)
 #: The results of calls that wait, by their parameters. The others end without a result.
 RESULTS = {b"small": b"result", b"middle": bytes(60_000), b"large": LARGE, b"shared": b"result", b"ready": b"result"}
@@ -90,8 +95,10 @@ class Run:
 class Scene:
     """A connection with one function, which begins changes. They end when the test says so."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.routes, self.invocations, self.steps = direct_core(InvocationLimits(waiting_max=WAITING_MAX))
+    def __init__(self, loop: asyncio.AbstractEventLoop, bytes_max: int = 2**40, waiting_max: int = WAITING_MAX) -> None:
+        limits = InvocationLimits(waiting_max=waiting_max, in_flight_bytes_max=bytes_max)
+        self.routes, self.invocations, self.steps = direct_core(limits)
+        self.invocations.encode_refusal = lambda text: FULL
         self.routes.add(SET, self.invocations.if_may_wait(ForBegunRuns(self._handle, self._begin_run)))
         self.socket = Socket()
         self.protocol = DirectProtocol(Reader(loop), self.routes, loop)
@@ -156,43 +163,55 @@ OPERATIONS = st.lists(
 )
 
 
-@example([[b"small"] * 12, "end"])
-@example([[b"small"] * 7, [b"large"], "end", [b"small"] * 6, "end", [b"small"] * 6])
-@example([[b"small"] * 3, [b"shared"] * 3])
-@example([[b"large"] * 4, "end", [b"at once"], [b"small"]])
-@given(OPERATIONS)
-def test_each_call_is_answered_once(operations: list[list[bytes] | str]) -> None:
+@example([[b"small"] * 12, "end"], 2**40)
+@example([[b"small"] * 7, [b"large"], "end", [b"small"] * 6, "end", [b"small"] * 6], 2**40)
+@example([[b"small"] * 3, [b"shared"] * 3], 2**40)
+@example([[b"large"] * 4, "end", [b"at once"], [b"small"]], 2**40)
+@example([[b"small"] * 6, "end", [b"small"] * 5, [b"ready"] * 3], 3 * WAIT_BYTES)
+@example([[b"middle"], "end", [b"shared", b"small", b"shared", b"shared"]], 3 * WAIT_BYTES)
+@given(OPERATIONS, st.sampled_from([1, 3 * WAIT_BYTES, 6 * WAIT_BYTES, 2**40]))
+def test_each_call_is_answered_once(operations: list[list[bytes] | str], bytes_max: int) -> None:
+    """The memory that counts is that of the calls that wait. While it is at the limit, no call begins."""
     loop = asyncio.new_event_loop()
+    share_bytes = bytes_max - bytes_max // 4
     try:
-        scene = Scene(loop)
+        scene = Scene(loop, bytes_max)
         calls: dict[str, bytes] = {}
-        waiting = 0
-        refused: set[str] = set()
+        waiting: list[str] = []
+        refused: dict[str, list[bytes]] = {}  # the pieces of their results
         sent: list[Send] = []
+
+        def held_bytes(replies: list[str]) -> int:
+            return sum(len(calls[reply]) + WAIT_BYTES for reply in replies)
+
         for operation in [*operations, "end"]:
+            before_bytes, replies = held_bytes(waiting), list[str]()
             if isinstance(operation, str):
                 scene.end()
-                waiting = 0
+                waiting.clear()
             else:
-                frames = []
-                for params in operation:
-                    calls[reply := f"r{len(calls) + 10}"] = params
-                    frames.append(hmsg(SET, params, reply.encode()))
-                    if waiting >= SHARE:
-                        refused.add(reply)
-                    waiting += params not in (b"at once", b"malformed") and reply not in refused
-                scene.protocol.data_received(b"".join(frames))
-                waiting -= sum(
-                    calls[reply] == b"ready" for reply in list(calls)[-len(operation) :] if reply not in refused
-                )
+                replies = [f"r{len(calls) + 10 + number}" for number in range(len(operation))]
+                calls |= zip(replies, operation, strict=True)
+                scene.protocol.data_received(b"".join(hmsg(SET, calls[reply], reply.encode()) for reply in replies))
             loop.run_until_complete(asyncio.sleep(0))
             sent += scene.take()
-            assert scene.invocations.waiting == waiting
+            full = {send.subject.removesuffix(".results") for send in sent if send.payload == FULL}
+            for reply in replies:
+                if reply in full or len(waiting) >= SHARE:
+                    refused[reply] = [FULL] if reply in full else []
+                elif calls[reply] not in (b"at once", b"malformed"):
+                    waiting.append(reply)
+            begun_bytes = held_bytes(waiting)
+            assert before_bytes < share_bytes or full.issuperset(replies), "the limit does not hold"
+            assert full.isdisjoint(replies) or begun_bytes >= share_bytes, "a call was refused without need"
+            waiting = [reply for reply in waiting if calls[reply] != b"ready"]
+            assert scene.invocations.waiting == len(waiting)
+            assert scene.invocations.in_flight.held_bytes == held_bytes(waiting)
         loop.run_until_complete(asyncio.sleep(0.01))
         sent += scene.take()
         for reply, params in calls.items():
             own = [send for send in sent if send.subject in (reply, f"{reply}.results")]
-            assert own == answer(reply, *([] if reply in refused else PIECES.get(params, []))), params
+            assert own == answer(reply, *refused.get(reply, PIECES.get(params, []))), params
         counts = scene.invocations.counts
         taken = Counter(params for reply, params in calls.items() if reply not in refused)
         assert scene.begun == taken, "a refused call has begun"
@@ -201,6 +220,15 @@ def test_each_call_is_answered_once(operations: list[list[bytes] | str]) -> None
         assert counts.answered == taken.total() - counts.failed - counts.damaged
     finally:
         loop.close()
+
+
+@pytest.mark.parametrize("params", [b"small", b"fault"], ids=["runs", "single calls"])
+def test_the_calls_of_one_slice_of_a_read_may_exceed_the_limit(loop: asyncio.AbstractEventLoop, params: bytes) -> None:
+    scene = Scene(loop, MIB, waiting_max=10**6)
+    frames = [hmsg(SET, params, b"r%d" % number) for number in range(10_000, 15_000)]
+    scene.protocol.data_received(b"".join(frames))
+    held_bytes, slice_calls = scene.invocations.in_flight.held_bytes, SLICE_BYTES // len(frames[0]) + 1
+    assert MIB * 3 // 4 <= held_bytes < MIB * 3 // 4 + slice_calls * (WAIT_BYTES + len(params))
 
 
 def test_the_answers_of_changes_that_end_together_leave_in_one_write(loop: asyncio.AbstractEventLoop) -> None:
@@ -226,6 +254,7 @@ def test_the_calls_of_a_run_begin_together(loop: asyncio.AbstractEventLoop) -> N
     assert scene.invocations.waiting == 0
     scene.end()  # too late
     assert len(publications(scene.socket.take())) == 2 * 6, "each has a handshake and an end, but no result"
+    assert scene.invocations.in_flight.held_bytes == 0
 
 
 def test_calls_that_still_wait_end_when_the_server_stops(loop: asyncio.AbstractEventLoop) -> None:
@@ -239,4 +268,4 @@ def test_calls_that_still_wait_end_when_the_server_stops(loop: asyncio.AbstractE
     loop.run_until_complete(asyncio.sleep(0))
     assert scene.socket.take() == b""
     assert scene.invocations.counts.failed == 2
-    assert scene.invocations.waiting == 0
+    assert scene.invocations.waiting == scene.invocations.in_flight.held_bytes == 0

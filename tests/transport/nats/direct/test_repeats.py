@@ -15,11 +15,15 @@ from hypothesis import strategies as st
 from keyvalue_transport.nats.direct import delayed_output, repeats
 from keyvalue_transport.nats.direct.protocol import DirectProtocol
 from keyvalue_transport.nats.direct.routes import InOrder
+from keyvalue_transport.nats.replies import Send
 from keyvalue_transport.wrpc.handler import LARGE_BYTES, Again, Caller, ForRuns, HandlerResult, LargeResult
+from keyvalue_transport.wrpc.in_flight import WAIT_BYTES
 from keyvalue_transport.wrpc.invocation import InvocationLimits
 from tests.transport.nats.direct.scene import GET, MIB, Reader, Socket, answer, direct_core, hmsg, info, publications
 
 WAITING_MAX = 4
+#: The result of a call that is refused because of `in_flight_bytes_max`.
+FULL = b"full"
 LARGE = bytes(LARGE_BYTES + 1)
 MIDDLE = bytes(60_000)
 
@@ -70,8 +74,11 @@ class Scene:
         high_water_bytes: int = 2**40,
         waiting_max: int = WAITING_MAX,
         has_runs: bool = False,
+        bytes_max: int = 2**40,
     ) -> None:
-        routes, self.invocations, _ = direct_core(InvocationLimits(waiting_max=waiting_max))
+        limits = InvocationLimits(waiting_max=waiting_max, in_flight_bytes_max=bytes_max)
+        routes, self.invocations, _ = direct_core(limits)
+        self.invocations.encode_refusal = lambda text: FULL
         self.routes = routes
         routes.add(GET, ForRuns(self._handle, list, self._call_run) if has_runs else self._handle)
         self.socket = Socket(high_water_bytes)
@@ -135,14 +142,15 @@ OPERATIONS = st.lists(
 KEPT = st.sampled_from((0, len(hmsg(GET, b"small", b"r10")), repeats.KEPT_BYTES))
 
 
-@given(OPERATIONS, KEPT, st.booleans(), st.sampled_from((WAITING_MAX, 40)))
+@given(OPERATIONS, KEPT, st.booleans(), st.sampled_from((WAITING_MAX, 40)), st.sampled_from((3 * WAIT_BYTES, 2**40)))
 def test_each_call_is_answered_once(
-    operations: list[list[bytes] | str], kept_bytes: int, has_runs: bool, waiting_max: int
+    operations: list[list[bytes] | str], kept_bytes: int, has_runs: bool, waiting_max: int, bytes_max: int
 ) -> None:
     loop = asyncio.new_event_loop()
     try:
         with patch.object(repeats, "KEPT_BYTES", kept_bytes):
-            check_answers(Scene(loop, waiting_max=waiting_max, has_runs=has_runs), loop, operations, waiting_max)
+            scene = Scene(loop, waiting_max=waiting_max, has_runs=has_runs, bytes_max=bytes_max)
+            check_answers(scene, loop, operations, waiting_max)
     finally:
         loop.close()
 
@@ -152,27 +160,36 @@ def check_answers(
 ) -> None:
     calls: dict[str, bytes] = {}
     waiting: list[str] = []
-    refused: set[str] = set()
+    refused: dict[str, list[bytes]] = {}  # the pieces of their results
+    sent: list[Send] = []
+    in_flight = scene.invocations.in_flight
     for operation in [*operations, "end"]:
+        was_full, replies = in_flight.is_full(None), list[str]()
         if isinstance(operation, str):
             scene.end()
             waiting.clear()
         else:
-            frames = []
-            for params in operation:
-                calls[reply := f"r{len(calls)}"] = params
-                frames.append(hmsg(GET, params, reply.encode()))
-                if params != b"at once" and len(waiting) < waiting_max * 3 // 4:
-                    waiting.append(reply)
-                elif params != b"at once":
-                    refused.add(reply)
-            scene.protocol.data_received(b"".join(frames))
+            replies = [f"r{len(calls) + number}" for number in range(len(operation))]
+            calls |= zip(replies, operation, strict=True)
+            scene.protocol.data_received(b"".join(hmsg(GET, calls[reply], reply.encode()) for reply in replies))
+        is_full = in_flight.is_full(None)
+        loop.run_until_complete(asyncio.sleep(0))
+        sent += publications(scene.socket.take())
+        full = {send.subject.removesuffix(".results") for send in sent if send.payload == FULL}
+        assert is_full or full.isdisjoint(replies), "a call was refused without need"
+        for reply in replies:
+            if reply in full or (calls[reply] != b"at once" and len(waiting) >= waiting_max * 3 // 4):
+                refused[reply] = [FULL] if reply in full else []
+            elif calls[reply] != b"at once":
+                assert not was_full, "the limit does not hold"
+                waiting.append(reply)
         assert scene.invocations.waiting == len(waiting)
-    loop.run_until_complete(asyncio.sleep(0))
-    sent = publications(scene.socket.take())
+        assert in_flight.held_bytes >= WAIT_BYTES * len(waiting)
+        assert waiting or not in_flight.held_bytes
+    refused |= {reply: [FULL] for reply in full}  # also calls that had to wait for something else
     for reply, params in calls.items():
         own = [send for send in sent if send.subject in (reply, f"{reply}.results")]
-        assert own == answer(reply, *([] if reply in refused else PIECES.get(params, []))), params
+        assert own == answer(reply, *refused.get(reply, PIECES.get(params, []))), params
     failed = [reply for reply, params in calls.items() if params in (b"again", b"fault") and reply not in refused]
     counts = scene.invocations.counts
     assert (counts.refused, counts.answered) == (len(refused), len(calls) - len(refused) - len(failed))
@@ -266,5 +283,5 @@ def test_calls_that_still_wait_end_when_the_server_stops(loop: asyncio.AbstractE
     loop.run_until_complete(asyncio.sleep(0))
     assert scene.socket.take() == b""
     assert scene.invocations.counts.refused == 2
-    assert scene.invocations.waiting == 0
+    assert scene.invocations.waiting == scene.invocations.in_flight.held_bytes == 0
     assert scene.invocations.counts.answered == 0

@@ -67,6 +67,7 @@ from keyvalue_transport.nats.reply_subjects import CR, REPLY_BYTES_MAX
 from keyvalue_transport.nats.subjects import params_token
 from keyvalue_transport.wrpc.errors import NeedMoreBytes
 from keyvalue_transport.wrpc.handler import Again, Begun, Caller, ForRuns, Handler, HandlerResult, LargeResult
+from keyvalue_transport.wrpc.in_flight import WAIT_BYTES
 from keyvalue_transport.wrpc.invocation import Step, Waiting
 
 __all__ = ["DirectProtocol"]
@@ -375,11 +376,14 @@ class DirectProtocol(WritingProtocol):
         """
         traceparent = traceparent_in(buffer, at, start)
         if not isinstance(outcome, (Exception, LargeResult, Again, bytes)):  # let it wait, as the core does, but faster
-            if not server.invocations.may_wait(outcome, caller.source_id):
-                return self._carry_out(server, server.invocations.refuse(reply))
+            invocations, source_id = server.invocations, caller.source_id
+            held_bytes = end - start + WAIT_BYTES + getattr(outcome, "extra_bytes", 0)
+            if not invocations.may_wait(outcome, source_id, held_bytes):
+                result = invocations.no_place(source_id).result
+                return self._carry_out(server, invocations.refuse(reply, result=result))
             self._out += (PUB, reply, server.replies.handshake_end)
             # `Waiting(...)` is slower.
-            server.on_waiting(tuple.__new__(Waiting, (reply, traceparent, outcome, caller.source_id)))
+            server.on_waiting(tuple.__new__(Waiting, (reply, traceparent, outcome, source_id, held_bytes)))
             return ANSWER_BYTES
         if isinstance(outcome, NeedMoreBytes):
             outcome.end_min -= start

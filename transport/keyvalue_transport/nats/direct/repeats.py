@@ -17,6 +17,7 @@ from keyvalue_transport.nats.direct.answers import END, RESULT_LINES, FrameRepli
 from keyvalue_transport.nats.direct.frames import traceparent_in
 from keyvalue_transport.nats.direct.runs import FrameRun, answers_of_run
 from keyvalue_transport.wrpc.handler import SMALL_BYTES, Again, Caller, ForRuns, Handler, HandlerResult
+from keyvalue_transport.wrpc.in_flight import WAIT_BYTES
 from keyvalue_transport.wrpc.invocation import Invocations, Step
 from keyvalue_transport.wrpc.repeated import WAITS_AGAIN
 
@@ -28,8 +29,8 @@ KEPT_BYTES = 512
 
 #: The tail of a call's reply subject, the offset of its frame or its `traceparent`, and the start and end of its parameters.
 Repeat: TypeAlias = tuple[bytes, int | str | None, int, int]
-#: A handler, a caller, the head of the reply subjects, the bytes that hold the parameters, and calls.
-Group: TypeAlias = tuple[Handler, Caller, bytes, bytes, Sequence[Repeat] | FrameRun]
+#: A handler, a caller, the head of the reply subjects, the bytes that hold the parameters, calls, and the memory that counts.
+Group: TypeAlias = tuple[Handler, Caller, bytes, bytes, Sequence[Repeat] | FrameRun, int]
 
 
 class Repeats:
@@ -69,9 +70,9 @@ class Repeats:
         """
         calls = [first, *rest]
         if len(buffer) <= KEPT_BYTES * len(calls):
-            self._add(again, (handler, caller, head, buffer, calls))
+            self._add(again, handler, caller, head, buffer, calls)
         else:
-            self._add(again, (handler, caller, head, *copies(buffer, calls)))
+            self._add(again, handler, caller, head, *copies(buffer, calls))
 
     def add_run(
         self, again: Again, handler: ForRuns, caller: Caller, head: bytes, run: FrameRun, buffer: bytes
@@ -80,22 +81,36 @@ class Repeats:
         if len(buffer) > KEPT_BYTES * len(run):
             buffer = run.cut_out(buffer)
         if len(buffer) <= KEPT_BYTES * len(run):
-            self._add(again, (handler, caller, head, buffer, run))
+            self._add(again, handler, caller, head, buffer, run)
         else:
-            self._add(again, (handler, caller, head, *copies(buffer, [*run])))
+            self._add(again, handler, caller, head, *copies(buffer, [*run]))
 
-    def _add(self, again: Again, group: Group) -> None:
-        handler, caller, head, buffer, calls = group
-        added = self._invocations.begin_waits(caller.source_id, len(calls))
-        if added < len(calls):
+    def _add(
+        self,
+        again: Again,
+        handler: Handler,
+        caller: Caller,
+        head: bytes,
+        buffer: bytes,
+        calls: Sequence[Repeat] | FrameRun,
+    ) -> None:
+        invocations, source_id = self._invocations, caller.source_id
+        room = max(0, invocations.room(source_id))
+        if room < len(calls):
+            result = invocations.no_place(source_id).result
             calls = [*calls]
-            for tail, _, _, _ in calls[added:]:
-                step = self._invocations.refuse(head + tail, handler)
+            for tail, _, _, _ in calls[room:]:
+                step = invocations.refuse(head + tail, handler, result)
                 self._send(step.sends, False)
                 self._on_step(step)
-            group = handler, caller, head, buffer, calls[:added]
-            if not added:
+            calls = calls[:room]
+            if not calls:
                 return
+        held_bytes = WAIT_BYTES * len(calls)
+        if len(buffer) > KEPT_BYTES * len(calls):
+            held_bytes += len(buffer)
+        invocations.begin_waits(source_id, len(calls), held_bytes)
+        group = handler, caller, head, buffer, calls, held_bytes
         groups = self._waiting.get(again)
         if groups is None:
             self._waiting[again] = [group]
@@ -108,8 +123,8 @@ class Repeats:
         groups = [group for groups in self._waiting.values() for group in groups]
         self._waiting.clear()
         frames = []
-        for handler, caller, head, _, calls in groups:
-            self._invocations.end_waits(caller.source_id, len(calls))
+        for handler, caller, head, _, calls, held_bytes in groups:
+            self._invocations.end_waits(caller.source_id, len(calls), held_bytes)
             for tail, _, _, _ in calls:
                 frames += self._invocations.refuse(head + tail, handler).sends
         return frames
@@ -120,8 +135,8 @@ class Repeats:
         size_max = min(replies.max_payload, SMALL_BYTES)
         out: list[bytes] = []
         answered = 0
-        for handler, caller, head, buffer, calls in self._waiting.pop(again, ()):
-            invocations.end_waits(caller.source_id, len(calls))
+        for handler, caller, head, buffer, calls, held_bytes in self._waiting.pop(again, ()):
+            invocations.end_waits(caller.source_id, len(calls), held_bytes)
             begun = pub, handshake, next_pub = replies.begun(head)
             call = handler
             if isinstance(handler, ForRuns):
@@ -146,7 +161,7 @@ class Repeats:
                 params = buffer[start:end]
                 if isinstance(result, Again):
                     if result is not again:  # for something else: the policy has changed, or only the group waited
-                        self._add(result, (handler, caller, head, params, [(tail, trace, 0, len(params))]))
+                        self._add(result, handler, caller, head, params, [(tail, trace, 0, len(params))])
                         continue
                     result = TypeError(WAITS_AGAIN)
                 step = invocations.receive(handler, head + tail, caller, params, result, monotonic(), trace)

@@ -9,10 +9,12 @@ from keyvalue_transport.nats.direct.delayed_output import DelayedOutput
 from keyvalue_transport.nats.direct.read_flow import ReadFlow, Writable
 from keyvalue_transport.nats.direct.routes import DirectRoutes
 
-__all__ = ["WritingProtocol"]
+__all__ = ["UNREAD_BYTES_MAX", "WritingProtocol"]
 
 #: Parsing and reading pause when the socket's buffer holds more bytes than this. Small answers may fill it.
 FULL_BYTES = 4 * 1024 * 1024
+#: The writes of Redis clients do not come from the socket, so `FULL_BYTES` does not stop them. Above this, they are refused.
+UNREAD_BYTES_MAX = 64 * 1024 * 1024
 
 
 class WritingProtocol(asyncio.StreamReaderProtocol):
@@ -33,9 +35,11 @@ class WritingProtocol(asyncio.StreamReaderProtocol):
     def write_now(self, frames: bytes) -> bool:
         """Write frames at once, or at the end of the read that is being parsed.
 
-        Return False if the connection is lost, or if nats-py has not finished opening it.
+        Return False if the connection is lost, nats-py has not finished opening it, or the server does not read.
         """
         if self._socket is None or not self._delayed.is_open:
+            return False
+        if self._delayed.is_blocked and self._socket.get_write_buffer_size() > UNREAD_BYTES_MAX:
             return False
         if self._is_parsing:
             self._later.append(frames)
