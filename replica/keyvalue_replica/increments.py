@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Protocol, TypeAlias
 
 from keyvalue_engine import Bucket
-from keyvalue_engine.entry import Entry
+from keyvalue_engine.entry import Entry, value_of
 from keyvalue_replica.errors import NotStoredError
 from keyvalue_replica.publications import Answer, Publication, ReplicaCounts, answer_with
 from keyvalue_replica.sequences import NO_MESSAGE, UNKNOWN, Sequences
@@ -26,6 +26,9 @@ __all__ = ["Counter", "Increment", "Increments", "Publisher", "Step"]
 
 #: Number of increments of one key that are published together.
 TOGETHER_MAX = 4_096
+#: No more are published together if the entries that they have made have this size. Each answer holds its own entries, so
+#: appends to a large value would take the memory of one value each.
+TOGETHER_BYTES = 1024 * 1024
 #: Seconds until the next try if the server does not say which message was in the way.
 RETRY_S = 0.003
 LATE = "other instances changed this key again and again (jetstream_timeout_ms): nothing was stored"
@@ -195,8 +198,8 @@ class Increments:
         sequence, entry = self._base(counter)
         publication = Publication()
         publication.answers = answers = []
-        is_changed = False
-        while counter.waiting and len(counter.taken) < TOGETHER_MAX:
+        is_changed, made_bytes = False, 0
+        while counter.waiting and len(counter.taken) < TOGETHER_MAX and made_bytes < TOGETHER_BYTES:
             increment = counter.waiting.popleft()
             if increment.answer.done():
                 continue
@@ -209,6 +212,7 @@ class Increments:
                 if after is not entry:
                     increment.check(after)
                     is_changed, entry = True, after
+                    made_bytes += len(value_of(after) or b"")
             except Exception as error:  # the answer of this increment alone
                 outcome = error
             if increment.is_latest and not is_changed:

@@ -7,6 +7,7 @@ overwritten before they are delivered, and restarts instances. The stream's orde
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 from collections import Counter
 from functools import partial
 from random import Random
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from keyvalue_engine import CounterError, LimitError, Quota, Reach, StoreError, StoreOptions
+from keyvalue_engine.entry import value_of
 from keyvalue_replica.bucket import Read
 from keyvalue_replica.errors import NotStoredError, UnknownOutcomeError
 from keyvalue_replica.layout import Layout
@@ -25,6 +27,7 @@ from keyvalue_replica.options import LinkedOptions
 from keyvalue_replica.plain_layout import PlainLayout
 from tests.replica.stream_model import LAYOUT, TIMEOUT_S, Instance, MadeAgain, Stream, set_together
 
+MIB = 1024 * 1024
 KEYS = (b"a", b"b", b"c.d")
 INSTANCES = 3
 #: The calls of a storm. The keys are missing often enough that they can be stored together.
@@ -402,6 +405,27 @@ def test_an_increment_is_not_published_after_its_time() -> None:
     with pytest.raises(NotStoredError, match="nothing was stored"):
         answer.result()
     assert instance.stream.last == 0
+
+
+def test_revisions_of_a_large_value_hold_only_a_few_of_them() -> None:
+    """Each answer holds the values before and after. While the server is silent, they must not take much memory."""
+    instance = Instance(Stream(64), "i")
+    bucket = instance.bucket()
+    bucket.set(b"k", bytes(MIB // 2))
+    instance.finish()
+    lengths: list[int] = []
+    tracemalloc.start()
+    try:
+        for _ in range(30):
+            update = bucket.update(b"k", lambda entry, now_ns, deadline_ns: (value_of(entry) or b"") + b"x")
+            update.add_done_callback(lambda done: lengths.append(len(value_of(done.result()[1]) or b"")))
+        instance.core.flush()
+        assert tracemalloc.get_traced_memory()[0] < 4 * MIB
+    finally:
+        tracemalloc.stop()
+    while len(lengths) < 30:
+        instance.finish()
+    assert lengths == [MIB // 2 + number for number in range(1, 31)]
 
 
 def test_a_delivery_after_a_lost_one_says_nothing_about_where_to_go_on() -> None:
