@@ -53,6 +53,10 @@ def test_any_bytes_mean_the_same_however_they_are_cut(read: bytes, data: st.Data
     assert read_all(read, list(range(len(read)))) == whole
 
 
+def test_an_empty_array_is_an_empty_request_however_it_is_cut() -> None:
+    assert read_all(b"*0\r\n", [2]) == read_all(b"*0\r\n", []) == ([[]], "")
+
+
 @pytest.mark.parametrize(
     "read",
     [

@@ -232,6 +232,8 @@ class Scanner:
         if count > ARGUMENTS_BEFORE_AUTH_MAX and not self.is_trusted:
             raise ProtocolError("unauthenticated multibulk length")
         self._missing = max(0, count)
+        if count == 0:
+            self.done.append([])  # as hiredis does
         return stop
 
     def _argument(self, buffer: bytes, at: int) -> int:
