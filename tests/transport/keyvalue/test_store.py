@@ -1,4 +1,4 @@
-"""The handlers of get, set and increment, inlined for speed, against the decoders that they must agree with."""
+"""The handlers of get and set, which are inlined for speed, and of increment, against the decoders of these functions."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from tests.transport.keyvalue.functions import (
 #: Lengths next to those at which the result changes: a length of one byte, and the limits below.
 lengths = st.sampled_from([0, 1, 2, 7, 8, 9, 126, 127, 128, 129, 200])
 texts = st.builds(lambda size, unit: (unit * size)[:size], lengths, st.sampled_from([b"k", "é".encode(), b"\xff"]))
-INLINED = ["get", "set", "increment"]
+COMPARED = ["get", "set", "increment"]
 #: Parameters after the bucket and the key.
 MORE: dict[str, list[st.SearchStrategy[object]]] = {"get": [], "set": [texts], "increment": [numbers]}
 #: Answers of the service. For get, values whose length takes one byte and two bytes.
@@ -93,7 +93,7 @@ def outcome_at(handler: Handler, buffer: bytes, start: int, end: int) -> object:
         return repr(error)
 
 
-@pytest.mark.parametrize("name", INLINED)
+@pytest.mark.parametrize("name", COMPARED)
 @settings(max_examples=200)
 @given(
     kind=st.sampled_from(KINDS),
@@ -102,7 +102,7 @@ def outcome_at(handler: Handler, buffer: bytes, start: int, end: int) -> object:
     trailing=st.binary(max_size=3),
     choice=st.data(),
 )
-def test_the_inlined_handlers_agree_with_their_decoders(
+def test_the_handlers_agree_with_their_decoders(
     name: str, kind: Kind, limits: ParameterLimits, before: bytes, trailing: bytes, choice: st.DataObject
 ) -> None:
     """Try any bytes and any limits, with the parameters anywhere in a buffer."""
@@ -113,7 +113,7 @@ def test_the_inlined_handlers_agree_with_their_decoders(
     assert written == decoded
 
 
-@pytest.mark.parametrize("name", INLINED)
+@pytest.mark.parametrize("name", COMPARED)
 @pytest.mark.parametrize(
     ("bucket", "key"),
     [

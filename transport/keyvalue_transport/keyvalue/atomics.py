@@ -2,26 +2,24 @@
 
     atomics.increment  bucket: string, key: string, delta: u64  -> result<u64, error>
 
-The module `interface` defines the type `error`, and the code that all interfaces share. For speed, the handler inlines
-its decoder.
+The module `interface` defines the type `error`, and the code that all interfaces share.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Protocol
 
 from keyvalue_transport.keyvalue.interface import (
     NEVER,
     OK_UNIT,
-    AwaitedResult,
     ParameterLimits,
-    error_result,
+    function_handler,
     read_bucket_and_key,
     read_ok,
 )
-from keyvalue_transport.keyvalue.outcomes import OK, Tally, new_tally
-from keyvalue_transport.wrpc.handler import Answer, Caller, Handler, HandlerResult
+from keyvalue_transport.keyvalue.outcomes import Tally, new_tally
+from keyvalue_transport.wrpc.handler import Answer, Caller, Handler
 from keyvalue_transport.wrpc.values import U64_MAX, read_unsigned, write_length, write_unsigned
 
 __all__ = [
@@ -84,36 +82,8 @@ def atomics_handlers(
     :param tallies: the tallies that count the calls, by function name on the wire
     """
     tally = tallies or atomics_tallies()
-    return {"increment": _increment_handler(atomics.increment, limits, tally["increment"])}
-
-
-def _increment_handler(
-    function: Callable[[Caller, bytes, bytes, int], Answer[int]], limits: ParameterLimits, tally: Tally
-) -> Handler:
-    """Return a handler for increment that inlines `decode_increment` for speed."""
-
-    def handle(caller: Caller, buffer: bytes, start: int, end: int) -> HandlerResult:
-        try:
-            if (
-                start < end
-                and (bucket_bytes := buffer[start]) <= limits.short_bucket_bytes_max
-                and (key_at := start + bucket_bytes + 2) < end
-                and (key_bytes := buffer[key_at - 1]) <= limits.short_key_bytes_max
-                and (at := key_at + key_bytes) < end
-                and (delta := buffer[at]) < 128
-                and (bucket := buffer[start + 1 : key_at - 1]).isascii()
-                and (key := buffer[key_at:at]).isascii()
-            ):
-                answer = function(caller, bucket, key, delta)
-            else:
-                (bucket, key, delta), _ = decode_increment(buffer, start, end, limits)
-                answer = function(caller, bucket, key, delta)
-            if type(answer) is not int:
-                return AwaitedResult(answer, encode_increment_result, NEVER, tally)  # type: ignore[arg-type]
-            result = OK_UNIT + write_unsigned(answer)
-        except Exception as error:
-            return error_result(error, tally)
-        tally[OK] += 1
-        return result
-
-    return handle
+    return {
+        "increment": function_handler(
+            decode_increment, atomics.increment, encode_increment_result, NEVER, limits, tally["increment"]
+        )
+    }
