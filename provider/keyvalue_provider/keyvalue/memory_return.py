@@ -38,8 +38,9 @@ BLOCKS_KEYS_MAX = 100_000
 CHANGE_BYTES = 4 * 1024 * 1024
 #: The store grows fast if the counted memory grows by this number of bytes in INTERVAL_S.
 FILL_BYTES = 256 * 1024
-#: Small objects come from the C library for this time after the store last grew or shrank fast.
-MALLOC_S = 3.0
+#: Small objects come from the C library for these times after the store last grew or shrank fast.
+GROWTH_S = 1.0
+SHRINK_S = 3.0
 
 
 class SizedStore(RenewedStore, Protocol):
@@ -102,8 +103,10 @@ class MemoryReturn:
         if small_objects.has_choice:
             compaction.step(unused_bytes, self._counted_bytes)
         has_changed = self._has_changed(unused_bytes)
-        if has_changed or self._counted_bytes > before_bytes + FILL_BYTES or compaction.is_running:
-            self._malloc_until_s = now_s + MALLOC_S
+        if has_changed or compaction.is_running:
+            self._malloc_until_s = now_s + SHRINK_S
+        elif self._counted_bytes > before_bytes + FILL_BYTES:
+            self._malloc_until_s = max(self._malloc_until_s, now_s + GROWTH_S)
         small_objects.use_malloc(now_s < self._malloc_until_s)
         if has_changed and now_s >= self._noted_s + BLOCKS_INTERVAL_S:
             if len(self._store) <= BLOCKS_KEYS_MAX:

@@ -111,8 +111,8 @@ def test_small_objects_use_malloc_only_while_memory_changes(monkeypatch: pytest.
     try:
         assert not uses_malloc(10)
         resident_bytes = store.memory_bytes = 400 * MIB
-        assert uses_malloc(1), "it grew"
-        assert not uses_malloc(10)
+        assert uses_malloc(0.5), "it grew"
+        assert not uses_malloc(1), "it grows no more, and a set takes longer with the C library"
         store.memory_bytes = 100 * MIB
         assert uses_malloc(1), "it shrank"
         assert not uses_malloc(10)
