@@ -8,6 +8,7 @@ deadlines, order, counts, what the observer is told, and what is refused.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from unittest.mock import patch
 
@@ -32,6 +33,7 @@ from keyvalue_engine import (
 )
 from keyvalue_engine.deadlines import STALE_BYTES
 from keyvalue_engine.entry import BUCKET_BYTES, SHARD_BYTES, Timed, bytes_size, entry_size
+from keyvalue_engine.long_keys import LONG_KEY_BYTES
 from keyvalue_engine.shard import Shard
 from tests.engine.clock import Clock
 from tests.engine.entries import shards_of
@@ -175,6 +177,16 @@ calls: st.SearchStrategy[Call] = st.one_of(
         st.dictionaries(keys, values, min_size=1, max_size=4),
         ttls_ms,
     ),
+    st.builds(
+        lambda entries, ttl: lambda it: it.handle(ttl).set_each(*zip(*entries, strict=True)),
+        st.lists(st.tuples(keys, values), min_size=1, max_size=4),
+        ttls_ms,
+    ),
+    st.builds(
+        lambda entries, ttl: lambda it: it.handle(ttl).increment_each(*zip(*entries, strict=True)),
+        st.lists(st.tuples(keys, st.sampled_from([0, 1, 2**64 - 1])), min_size=1, max_size=4),
+        ttls_ms,
+    ),
     st.builds(lambda k: lambda it: it.handle().delete(k), keys),
     st.builds(lambda k: lambda it: it.handle().persist(k), keys),
     st.just(lambda it: it.store.sweep(100)),
@@ -229,6 +241,33 @@ def test_each_inlined_size_agrees_with_the_formula(
     for call in calls:
         call()
         subject.state()
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([b"k", b"", b"l" * (LONG_KEY_BYTES + 1), bytearray(b"k")]),
+            st.sampled_from([b"v", b"w", b"long", bytearray(b"x")]),
+        ),
+        max_size=6,
+    )
+)
+def test_sets_together_are_sets_one_by_one(entries: list[tuple[bytes, bytes]]) -> None:
+    """Two sets may fail: the bucket has long keys, and a value of the handle takes at most three bytes."""
+    together, singly = (Subject(Shard, Conditions(), Clock()) for _ in range(2))
+    for subject in (together, singly):
+        subject.handle().set(b"k", b"long")
+    stored = 0
+    with suppress(LimitError):
+        for key, value in entries:
+            singly.handle(None, 3).set(key, value)
+            stored += 1
+    keys, values = [key for key, _ in entries], [value for _, value in entries]
+    assert together.handle(None, 3).set_each(keys, values) == stored
+    assert together.state() == singly.state()
+    with pytest.raises(TypeError):
+        together.handle().set_each([b"k", b"new"], [b"v", "text"])  # type: ignore[list-item] # which is the point
+    assert together.state() == singly.state()
 
 
 def test_the_commit_point_changes_nothing_when_it_refuses_a_write() -> None:

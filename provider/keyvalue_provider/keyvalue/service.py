@@ -19,6 +19,7 @@ from keyvalue_engine.entry import entry_size
 from keyvalue_provider.keyvalue.handles import BucketHandle, BucketStore, CallerHandles, Handles
 from keyvalue_provider.keyvalue.names import is_utf8
 from keyvalue_provider.keyvalue.policy import CallerKey, Policy
+from keyvalue_transport.keyvalue.atomics import IncrementEach
 from keyvalue_transport.keyvalue.errors import NoSuchStoreError, OtherError
 from keyvalue_transport.keyvalue.interface import AwaitedRun, AwaitedSuccess
 from keyvalue_transport.keyvalue.store import KEY_RESPONSE_BYTES, KeyResponse
@@ -117,9 +118,17 @@ class Service:
             raise _interface_error(error) from error
         return None if answer is None else AwaitedSuccess(answer, _read)
 
+    def set_each(self, caller: Caller, bucket: bytes, keys: Sequence[bytes], values: Sequence[bytes], /) -> int:
+        """Store values. `SetsTogether` in `transport/.../keyvalue/store.py` describes it."""
+        last = self._last
+        if caller is not last[0]:
+            last = self._remember(caller)
+        handle = last[1].writable[bucket]
+        return handle.set_each(keys, values) if isinstance(handle, Bucket) else 0  # other handles may have to wait
+
     @property
     def begin_sets(self) -> Callable[[Caller, bytes, Sequence[bytes], Sequence[bytes]], AwaitedRun | None] | None:
-        """Return a function that begins sets of one bucket together, or None if the store answers at once."""
+        """Return a function that begins sets, or None if the store answers at once. `SetsTogether` describes it."""
         return None if isinstance(self._store, Store) else self._begin_sets
 
     def _begin_sets(
@@ -244,6 +253,17 @@ class Service:
         except StoreError as error:
             raise _interface_error(error) from error
         return answer if isinstance(answer, int) else _later(answer, None)
+
+    @property
+    def increment_each(self) -> IncrementEach | None:
+        """Return a function that makes increments. `IncrementsTogether` describes it."""
+        return self._increment_each if isinstance(self._store, Store) else None
+
+    def _increment_each(
+        self, caller: Caller, bucket: bytes, keys: Sequence[bytes], deltas: Sequence[int]
+    ) -> Sequence[int]:
+        handle = self._handles[caller].writable[bucket]
+        return handle.increment_each(keys, deltas) if isinstance(handle, Bucket) else ()
 
     # batch
 

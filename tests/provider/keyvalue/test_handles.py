@@ -361,6 +361,9 @@ async def test_writes_wait_while_a_new_quota_is_counted(later: str | None, monke
     assert await done(kv.delete(LINKED, b"05", b"k")) is None
     await done(kv.set(ANONYMOUS, b"06", b"another", b"v"))
     assert not any(write.done() for write in writes)
+    assert kv.set_each(LINKED, b"00", [b"first"], [b"v"]) == 0, "they must wait one by one"
+    assert kv._increment_each(LINKED, b"00", [b"first"], [1]) == ()
+    assert (kv.increment_each is None) == (later is not None)
     outcomes = await asyncio.gather(*writes, return_exceptions=True)
     assert outcomes[0] is None
     assert [str(each) for each in outcomes[1:]] == [KEYS_MAX.format(22, 21)] * 2

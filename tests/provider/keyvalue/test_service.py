@@ -125,6 +125,14 @@ def test_errors_of_the_store_become_other(call: Callable[[Service], object], mes
     assert len(store) == 1
 
 
+def test_writes_that_are_made_together_stop_at_an_error() -> None:
+    kv = Service(Store(StoreOptions(keys_max=2)))
+    assert kv.set_each(ANONYMOUS, b"b", [b"1", b"2", b"3", b"1"], [b"1", b"2", b"3", b"4"]) == 2
+    assert kv.increment_each is not None
+    assert kv.increment_each(ANONYMOUS, b"b", [b"1", b"2", b"3", b"1"], [4, 5, 6, 7]) == [5, 7]
+    assert kv.get_many(ANONYMOUS, b"b", [b"1", b"2", b"3"]) == [b"5", b"7", None]
+
+
 @given(
     st.sets(st.text(max_size=100).map(str.encode), max_size=60),
     st.integers(1, 2_000),

@@ -1,8 +1,9 @@
-"""The handlers of get and set, which are inlined for speed, and of increment, against the decoders of these functions."""
+"""The handlers of get, set and increment against the decoders of these functions, for single calls and for runs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any, cast
 from zlib import crc32
 
@@ -10,6 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from keyvalue_transport.keyvalue.atomics import ATOMICS, atomics_handlers, encode_increment
+from keyvalue_transport.keyvalue.errors import OtherError
 from keyvalue_transport.keyvalue.interface import (
     NEVER,
     AwaitedRun,
@@ -205,40 +208,128 @@ def test_the_gets_of_a_run_have_the_results_of_single_gets(
 
 
 class Together(Noted):
-    """A service that begins sets together, and notes them."""
+    """A service that makes sets together, or begins them, and notes them. It refuses some keys."""
 
-    def begin_sets(
-        self, caller: Caller, bucket: bytes, keys: Sequence[bytes], values: Sequence[bytes]
-    ) -> AwaitedRun | None:
+    def __init__(self, begins: bool) -> None:
+        super().__init__()
+        self.begin_sets = self._begin if begins else None
+
+    def set(self, caller: Caller, bucket: bytes, key: bytes, value: bytes) -> None:
+        self.calls.append(("set", caller, bucket, key, value))
+        if key.endswith(b"r"):
+            raise OtherError("it is full")
+
+    def set_each(self, caller: Caller, bucket: bytes, keys: Sequence[bytes], values: Sequence[bytes]) -> int:
+        for number, (key, value) in enumerate(zip(keys, values, strict=True)):
+            if key.endswith(b"r"):
+                return number
+            self.set(caller, bucket, key, value)
+        return len(keys)
+
+    def _begin(self, caller: Caller, bucket: bytes, keys: Sequence[bytes], values: Sequence[bytes]) -> AwaitedRun:
         self.calls += [("set", caller, bucket, key, value) for key, value in zip(keys, values, strict=True)]
         return AwaitedRun(None, lambda read: None)  # type: ignore[arg-type] # it is not begun
 
 
+@pytest.mark.parametrize("begins", [True, False])
 @settings(max_examples=300)
-@example([(b"b", b"k%d" % number, b"v%d" % number) for number in range(9)], b"", ParameterLimits())
-@example([(b"b", b"kv", b"2"), (b"b", b"k", b"v2")], b"", ParameterLimits())
-@example([(b"b", b"k", bytes(129))], b"", ParameterLimits())
-@example([(b"b", b"k", bytes(129))], b"", ParameterLimits(value_bytes_max=128))
+@example([(b"b", b"k%d" % number, b"v%d" % number) for number in range(9)], False, b"", ParameterLimits())
+@example([(b"b", b"kr", b"1"), (b"b", b"kk", b"2")], False, b"", ParameterLimits())
+@example([(b"b", b"kv", b"2"), (b"b", b"k", b"v2")], False, b"", ParameterLimits())
+@example([(b"b", b"k", bytes(129))], False, b"", ParameterLimits())
+@example([(b"b", b"k", bytes(129))], False, b"", ParameterLimits(value_bytes_max=128))
+@example([(b"b", b"k", b"value")], True, b"", ParameterLimits())
 @given(
-    st.lists(st.tuples(texts, texts, texts), min_size=1, max_size=4),
+    st.lists(st.tuples(texts, texts | st.just(b"r"), texts), min_size=1, max_size=4),
+    st.booleans(),
     st.binary(max_size=2),
     st.builds(ParameterLimits, *[st.sampled_from([1, 127, 128, 1000])] * 3),
 )
-def test_sets_that_begin_together_are_those_that_would_begin_one_by_one(
-    sets: list[tuple[bytes, bytes, bytes]], extra: bytes, limits: ParameterLimits
+def test_sets_that_are_made_or_begun_together_are_those_that_would_be_one_by_one(
+    begins: bool, sets: list[tuple[bytes, bytes, bytes]], is_odd: bool, extra: bytes, limits: ParameterLimits
 ) -> None:
     params = [encode_set(*each) + extra for each in sets]
+    bucket, key, value = sets[0]
+    is_odd = is_odd and 0 < len(value) < 127
+    if is_odd:  # the last bytes do not belong to the value
+        params.append(encode_set(bucket, key, value[:-1]) + value[-1:] + extra)
     sizes = len(params[0])
     params = [each for each in params if len(each) == sizes]  # those of a run have one size
-    together, singly = Together(None), Noted(None)
-    handler: Any = store_handlers(together, limits)["set"]
-    assert type(handler) is ForBegunRuns
-    is_begun = handler.begin_run(CALLER, params) is not None
-    one_by_one = store_handlers(singly, limits)["set"]
-    for each in params:
-        outcome_at(one_by_one, each, 0, sizes)
-    assert together.calls == (singly.calls if is_begun else [])
+    tallies = TALLIES[STORE](), TALLIES[STORE]()
+    together, singly = Together(begins), Together(True)
+    handler: Any = store_handlers(together, limits, tallies[0])["set"]
+    one_by_one = store_handlers(singly, limits, tallies[1])["set"]
+    outcomes = [outcome_at(one_by_one, each, 0, sizes) for each in params]
+    if begins:
+        assert type(handler) is ForBegunRuns
+        is_together = handler.begin_run(CALLER, params) is not None
+    else:
+        assert type(handler) is ForRuns
+        arguments = handler.split(params)
+        if is_together := arguments is not None:
+            results: Any = handler.call_run(CALLER, arguments)
+            rest = [outcome_at(handler, each, 0, sizes) for each in params[len(results) :]]
+            assert results + rest == outcomes
+            assert tallies[0] == tallies[1]
+    assert together.calls == (singly.calls if is_together else [])
     are_alike = len({(bucket, len(key), len(value)) for bucket, key, value in sets[: len(params)]}) == 1
-    if are_alike and len(singly.calls) == len(sets) == len(params) and not extra:
+    if are_alike and len(singly.calls) == len(sets) == len(params) and not extra and not is_odd:
         is_short = all(name.isascii() and len(name) < 128 for each in sets for name in each[:2])
-        assert is_begun == is_short
+        assert is_together == is_short
+
+
+class Adding(Noted):
+    """A service that makes increments, also together. It refuses some keys, and the sums have one byte or several."""
+
+    def increment(self, caller: Caller, bucket: bytes, key: bytes, delta: int) -> int:
+        self.calls.append(("increment", caller, bucket, key, delta))
+        if key.endswith(b"r"):
+            raise OtherError("no counter")
+        return len(self.calls) * (delta + 1) ** 3
+
+    def increment_each(
+        self, caller: Caller, bucket: bytes, keys: Sequence[bytes], deltas: Sequence[int]
+    ) -> Sequence[int]:
+        calls = zip(keys, deltas, strict=True)
+        usual = takewhile(lambda call: not call[0].endswith(b"r"), calls)
+        return [self.increment(caller, bucket, *call) for call in usual]
+
+
+@settings(max_examples=300)
+@example([(b"b", b"k%d" % number, number) for number in range(9)], False, b"", ParameterLimits())
+@example([(b"b", b"kr", 1), (b"b", b"kk", 127)], False, b"", ParameterLimits())
+@example([(b"bb", b"k", 1), (b"b", b"kk", 1)], False, b"", ParameterLimits())
+@example([(b"b", b"k", 128)], False, b"", ParameterLimits())
+@example([(b"b", b"k", 1)], True, b"", ParameterLimits())
+@given(
+    st.lists(st.tuples(texts, texts | st.just(b"r"), st.integers(0, 127) | numbers), min_size=1, max_size=4),
+    st.booleans(),
+    st.binary(max_size=1),
+    st.builds(ParameterLimits, *[st.sampled_from([1, 127, 1000])] * 2),
+)
+def test_increments_that_are_made_together_are_those_one_by_one(
+    increments: list[tuple[bytes, bytes, int]], is_cut: bool, extra: bytes, limits: ParameterLimits
+) -> None:
+    params = [encode_increment(*each) + extra for each in increments]
+    if is_cut:  # the last delta has another byte
+        params.append(encode_increment(*increments[0][:2], 0)[:-1] + b"\x80" + extra)
+    sizes = len(params[0])
+    params = [each for each in params if len(each) == sizes]
+    tallies = TALLIES[ATOMICS](), TALLIES[ATOMICS]()
+    together, singly = Adding(), Adding()
+    handler: Any = atomics_handlers(together, limits, tallies[0])["increment"]
+    one_by_one = atomics_handlers(singly, limits, tallies[1])["increment"]
+    outcomes = [outcome_at(one_by_one, each, 0, sizes) for each in params]
+    assert type(handler) is ForRuns
+    arguments = handler.split(params)
+    if arguments is None:
+        assert (together.calls, tallies[0]) == ([], TALLIES[ATOMICS]())
+    else:
+        results: Any = handler.call_run(CALLER, arguments)
+        rest = [outcome_at(handler, each, 0, sizes) for each in params[len(results) :]]
+        assert results + rest == outcomes
+        assert (together.calls, tallies[0]) == (singly.calls, tallies[1])
+    are_alike = len({(bucket, len(key)) for bucket, key, _ in increments[: len(params)]}) == 1
+    if are_alike and len(singly.calls) == len(increments) == len(params) and not extra and not is_cut:
+        is_short = all(name.isascii() and len(name) < 128 for each in increments for name in each[:2])
+        assert (arguments is not None) == (is_short and all(delta < 128 for _, _, delta in increments))

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from struct import iter_unpack
 from typing import Any, Generic, Protocol, TypeVar
 
 from keyvalue_transport.keyvalue.errors import AccessDeniedError, InterfaceError, NoSuchStoreError, OtherError
@@ -54,7 +55,9 @@ __all__ = [
     "large_result",
     "read_bucket_and_key",
     "read_ok",
+    "short_names_end",
     "slow_handler",
+    "split_run",
 ]
 
 T = TypeVar("T")
@@ -115,6 +118,35 @@ def read_bucket_and_key(buffer: bytes, at: int, end: int, limits: ParameterLimit
     bucket, at = read_text(buffer, at, end, limits.bucket_bytes_max, BUCKET)
     key, at = read_text(buffer, at, end, limits.key_bytes_max, KEY)
     return bucket, key, at
+
+
+def short_names_end(params: bytes, limits: ParameterLimits) -> tuple[int, int]:
+    """Return the offset of a key after a bucket, and the offset after the key. If a name is not short, return (0, 0).
+
+    :raises IndexError: the parameters end before the key
+    """
+    key_at = params[0] + 2
+    at = key_at + params[key_at - 1]
+    if key_at - 2 > limits.short_bucket_bytes_max or at - key_at > limits.short_key_bytes_max:
+        return 0, 0
+    return key_at, at
+
+
+def split_run(
+    params: Sequence[bytes], key_at: int, at: int, layout: str
+) -> tuple[bytes, Sequence[bytes], list[tuple[Any, ...]]] | None:
+    """Return the bucket, the keys and the columns of further fields of parameters that have one size and short names.
+
+    Return None if their buckets or the sizes of their keys differ, or if a name is not ASCII.
+
+    :param key_at: the offset of the first key, which ends at `at`
+    :param layout: the further fields in the notation of `struct`
+    """
+    heads, keys, *columns = zip(*iter_unpack(f"={key_at}s{at - key_at}s{layout}", b"".join(params)), strict=True)
+    head = heads[0]
+    if heads.count(head) < len(params) or not head.isascii() or not b"".join(keys).isascii():
+        return None
+    return head[1:-1], keys, columns
 
 
 # Results. If the result is an error, the decoder raises it.

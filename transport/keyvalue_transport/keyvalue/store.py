@@ -34,7 +34,9 @@ from keyvalue_transport.keyvalue.interface import (
     large_result,
     read_bucket_and_key,
     read_ok,
+    short_names_end,
     slow_handler,
+    split_run,
 )
 from keyvalue_transport.keyvalue.outcomes import NONE, OK, Tally, new_tally
 from keyvalue_transport.wrpc.errors import DecodeError, NeedMoreBytes
@@ -138,13 +140,24 @@ class ReadsTogether(Protocol):
 
 @runtime_checkable
 class SetsTogether(Protocol):
-    """A store that may begin many sets at once, which costs less than beginning them one by one."""
+    """A store that can make or begin many sets at once, which costs less than making or beginning them one by one.
+
+    The keys of a call have one size, and so do the values.
+    """
+
+    def set_each(self, caller: Caller, bucket: bytes, keys: Sequence[bytes], values: Sequence[bytes], /) -> int:
+        """Store values under keys of one bucket, in order, as one `set` for each does. Return the number of those stored.
+
+        If it stops before the last, the others must be stored one by one.
+        """
+        ...
 
     @property
     def begin_sets(self) -> Callable[[Caller, bytes, Sequence[bytes], Sequence[bytes]], AwaitedRun | None] | None:
-        """Return a function that stores values under keys of one bucket, in order, or None if there is none.
+        """Return a function that begins to store values under keys of one bucket, in order.
 
-        The keys and the values have the same sizes. The function returns None if they must be stored one by one.
+        The function returns None if they must be stored one by one. If sets end at once, there is no function, and
+        `set_each` makes them.
         """
 
 
@@ -274,10 +287,9 @@ def store_handlers(
     """
     tally = tallies or store_tallies()
     get, set_ = _get_handler(store.get, limits, tally["get"]), _set_handler(store.set, limits, tally["set"])
-    begin_sets = store.begin_sets if isinstance(store, SetsTogether) else None
     return {
         "get": _gets(store, get, limits, tally["get"]) if isinstance(store, ReadsTogether) else get,
-        "set": set_ if begin_sets is None else ForBegunRuns(set_, _begin_sets(begin_sets, limits, tally["set"])),
+        "set": _sets(store, set_, limits, tally["set"]) if isinstance(store, SetsTogether) else set_,
         "delete": function_handler(decode_delete, store.delete, encode_unit_result, NEVER, limits, tally["delete"]),
         "exists": function_handler(decode_exists, store.exists, encode_truth_result, False, limits, tally["exists"]),
         "list-keys": slow_handler(decode_list_keys, store.list_keys, encode_key_response, limits, tally["list-keys"]),
@@ -408,43 +420,47 @@ def _set_handler(
     return handle
 
 
-def _begin_sets(
-    begin_sets: Callable[[Caller, bytes, Sequence[bytes], Sequence[bytes]], AwaitedRun | None],
-    limits: ParameterLimits,
-    tally: Tally,
-) -> Callable[[Caller, Sequence[bytes]], AwaitedRun | None]:
-    """Return a function that begins the sets of a run, if the bucket and all sizes are the same, and the names short."""
+def _sets(store: SetsTogether, handler: Handler, limits: ParameterLimits, tally: Tally) -> ForRuns | ForBegunRuns:
+    """Return a handler that makes or begins sets together if their buckets and all sizes are the same, and names short."""
+    begin_sets = store.begin_sets
 
-    def call_run(caller: Caller, params: Sequence[bytes]) -> AwaitedRun | None:
-        first = params[0]
+    def begin_run(caller: Caller, params: Sequence[bytes]) -> AwaitedRun | None:
+        split = _split_sets(params, limits)
         try:
-            key_at = first[0] + 2
-            at = key_at + first[key_at - 1]
-            value_bytes, value_at = read_unsigned(first, at, len(first), 32)
-        except (IndexError, NeedMoreBytes, DecodeError):
-            return None
-        if (
-            key_at - 2 > limits.short_bucket_bytes_max
-            or at - key_at > limits.short_key_bytes_max
-            or value_bytes > limits.value_bytes_max
-            or value_at + value_bytes != len(first)
-        ):
-            return None
-        number, head, sizes = len(params), first[:key_at], first[at:value_at]
-        keys = [each[key_at:at] for each in params]
-        if (
-            [each[:key_at] for each in params].count(head) < number
-            or [each[at:value_at] for each in params].count(sizes) < number
-            or not head.isascii()
-            or not b"".join(keys).isascii()
-        ):
-            return None
-        try:
-            run = begin_sets(caller, head[1:-1], keys, [each[value_at:] for each in params])
+            run = None if split is None or begin_sets is None else begin_sets(caller, *split)
         except Exception:  # each `set` raises it again
             return None
         if run is not None:
             run.tally = tally
         return run
 
-    return call_run
+    def call_run(caller: Caller, split: tuple[bytes, Sequence[bytes], Sequence[bytes]]) -> Sequence[bytes] | None:
+        try:
+            stored = store.set_each(caller, *split)
+        except Exception:  # each `set` raises it again
+            return None
+        tally[OK] += stored
+        return [OK_UNIT] * stored
+
+    if begin_sets is None:
+        return ForRuns(handler, partial(_split_sets, limits=limits), call_run)
+    return ForBegunRuns(handler, begin_run)
+
+
+def _split_sets(
+    params: Sequence[bytes], limits: ParameterLimits
+) -> tuple[bytes, Sequence[bytes], Sequence[bytes]] | None:
+    """Return the bucket, the keys and the values of sets whose parameters have one size, or None."""
+    first = params[0]
+    try:
+        key_at, at = short_names_end(first, limits)
+        value_bytes, value_at = read_unsigned(first, at, len(first), 32)
+    except (IndexError, NeedMoreBytes, DecodeError):
+        return None
+    if not key_at or value_bytes > limits.value_bytes_max or value_at + value_bytes != len(first):
+        return None
+    split = split_run(params, key_at, at, f"{value_at - at}s{value_bytes}s")
+    if split is None:
+        return None
+    bucket, keys, (sizes, values) = split
+    return (bucket, keys, values) if sizes.count(sizes[0]) == len(params) else None

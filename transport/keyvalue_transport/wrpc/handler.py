@@ -198,15 +198,16 @@ SMALL_BYTES = 4095
 
 
 class ForRuns:
-    """The handler of a function whose calls cost less if many are made together. The function must change nothing.
+    """The handler of a function whose calls cost less if many are made together.
 
-    Neither `split` nor `call_run` may raise. Each returns None if the calls must be made one by one, and then it has counted
-    none of them.
+    Neither `split` nor `call_run` may raise. Each returns None if the calls must be made one by one, and then it has made
+    and counted none of them. Only for a function that changes nothing may `call_run` return Again.
 
     :param handler: makes one call
     :param split: reads the parameters of a run, each whole and of the same size, and returns the arguments for `call_run`
-    :param call_run: makes the calls of one caller. It returns the encoded results, each of 1 to SMALL_BYTES; or Again, if
-        all calls must wait, and be made again with the same arguments
+    :param call_run: makes the calls of one caller, in order. It returns the encoded results, each of 1 to SMALL_BYTES. If
+        there are fewer of them, the other calls must be made one by one. Or it returns Again, if all calls must wait, and
+        be made again with the same arguments
     """
 
     __slots__ = ("call_run", "handler", "split")

@@ -15,7 +15,7 @@ import pytest
 from keyvalue_transport.keyvalue.interface import encode_bucket_key
 from keyvalue_transport.keyvalue.store import encode_get_result
 from keyvalue_transport.nats.direct import protocol
-from keyvalue_transport.nats.direct.alike import RUN_FRAMES_MAX, SHAPES_MAX
+from keyvalue_transport.nats.direct.alike import RUN_FRAMES_MAX, RUN_PARAMS_BYTES_MAX, SHAPES_MAX
 from keyvalue_transport.nats.direct.frames import read_frame
 from keyvalue_transport.nats.direct.read_flow import SLICE_BYTES, ReadFlow
 from keyvalue_transport.nats.headers import BLOCK_BYTES_MAX
@@ -83,6 +83,7 @@ class Noted:
     def call_run(self, caller: Caller, params: Sequence[bytes]) -> Sequence[bytes] | None:
         if b"20" in params:
             return None
+        params = params[: params.index(b"15")] if b"15" in params else params  # the others are made one by one
         self.calls += [(RUNS, caller, each) for each in params]
         self.runs += 1
         return [each + UNIT for each in params]
@@ -133,6 +134,15 @@ def test_runs_of_all_lengths(new_direct: NewDirect, block: bytes | None, functio
             assert together.direct.invocations.counts == apart.direct.invocations.counts
             assert not 8 <= number <= 20 or bool(together.runs) == (function == RUNS)
             assert not apart.runs
+
+
+@pytest.mark.parametrize("excess", [0, 1])
+def test_large_parameters_are_not_copied_for_a_run(new_direct: NewDirect, excess: int) -> None:
+    noted = Noted(new_direct())
+    payload = b"v" * (RUN_PARAMS_BYTES_MAX + excess)
+    sent = noted.direct.read(frame(RUNS, HEADERS, payload) * 20)
+    assert [send.payload for send in sent].count(payload + UNIT) == len(noted.calls) == 20
+    assert bool(noted.runs) == (not excess)
 
 
 @pytest.mark.parametrize("is_on", [True, False])

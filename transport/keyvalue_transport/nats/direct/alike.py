@@ -44,12 +44,16 @@ InvocationGroup: TypeAlias = tuple[Handler, Caller, bytes, Iterable[InvocationFr
 
 #: The maximum number of shapes. When the maximum is reached, all shapes are forgotten.
 SHAPES_MAX = 256
-#: The minimum number of frames in a run. Splitting a shorter run does not save time.
-RUN_FRAMES_MIN = 4
+#: The minimum number of frames in a run, and in one whose calls begin changes together. Splitting a shorter run does not
+#: save time, because this touches more memory than comparing each frame does.
+RUN_FRAMES_MIN = 12
+BEGUN_FRAMES_MIN = 4
 #: The maximum number of frames that are split at once. A longer run is split in parts.
 RUN_FRAMES_MAX = 16
 #: The maximum number of Structs that a shape keeps.
 RUNS_MAX = 32
+#: Calls with larger parameters are not made together, because to copy the parameters takes longer than it saves.
+RUN_PARAMS_BYTES_MAX = 1024
 SPACE, CR = b" \r"
 
 
@@ -79,11 +83,12 @@ class Shape:
         self.suffix, self.rest = rest[:trace_at], rest[rest_at:]
         self.handler, self.caller = handler, caller
         called = handler.handler if type(handler) is Begun else handler
-        self._has_params = type(called) is ForRuns or type(called) is ForBegunRuns
+        params_bytes, begins = frame.payload_end - frame.payload_at, type(called) is ForBegunRuns
+        self._has_params = begins or (type(called) is ForRuns and params_bytes <= RUN_PARAMS_BYTES_MAX)
         self._rest_bytes = len(rest)
         self._layout = (
             *(self.prefix, len(self.prefix), self.suffix, len(self.suffix), self.rest, len(rest)),
-            *(frame.payload_end - frame.payload_at, REPLY_BYTES_MAX - len(head)),
+            *(params_bytes, REPLY_BYTES_MAX - len(head), BEGUN_FRAMES_MIN if begins else RUN_FRAMES_MIN),
         )
         self._runs: dict[int, Struct] = {}
 
@@ -94,7 +99,9 @@ class Shape:
 
         This method is optimized for speed, which the end-to-end benchmark of `get` measures.
         """
-        prefix, prefix_bytes, suffix, suffix_bytes, rest, rest_bytes, payload_bytes, tail_bytes_max = self._layout
+        prefix, prefix_bytes, suffix, suffix_bytes, rest, rest_bytes, payload_bytes, tail_bytes_max, frames_min = (
+            self._layout
+        )
         frames: list[InvocationFrame] = []
         may_run = True
         while buffer.startswith(prefix, at) and at < until:
@@ -119,7 +126,7 @@ class Shape:
             frame_bytes = after - at
             if (
                 may_run
-                and at + RUN_FRAMES_MIN * frame_bytes <= end
+                and at + frames_min * frame_bytes <= end
                 and buffer.startswith(prefix, after)
                 and buffer.startswith(suffix, reply_end + frame_bytes)
             ):

@@ -208,13 +208,15 @@ class DirectProtocol(WritingProtocol):
             call = handler
             if type(handler) is ForRuns:
                 call = handler.handler
-                if type(frames) is FrameRun and (size := self._call_run(server, handler, caller, head, frames, buffer)):
-                    out_bytes += size
-                    if out_bytes >= OUTPUT_BYTES:
-                        out_bytes, holds = 0, self._write_full(server, buffer, frames.end)
-                        if self._full:
-                            break
-                    continue
+                if type(frames) is FrameRun:
+                    end = frames.end
+                    out_bytes += self._call_run(server, handler, caller, head, frames, buffer)
+                    if out_bytes >= OUTPUT_BYTES and not frames:
+                        out_bytes, holds = 0, self._write_full(server, buffer, end)
+                    if self._full:
+                        break
+                    if not frames:
+                        continue
             pub, handshake, next_pub = begun_of.get(head) or server.replies.begun(head)
             size_max = self._max_payload  # an INFO before this group may have changed the limit
             frames = iter(frames)
@@ -249,16 +251,16 @@ class DirectProtocol(WritingProtocol):
     def _call_run(
         self, server: DirectServer, handler: ForRuns, caller: Caller, head: bytes, run: FrameRun, buffer: bytes
     ) -> int:
-        """Make the calls of a run. Return the number of bytes added to the output, or 0 to make them one by one."""
+        """Make the calls of a run, and return the number of bytes added to the output. Leave those that go one by one."""
         results = run.results_of(handler, caller) if self._max_payload >= SMALL else None
         if results is None:
             return 0
         if type(results) is Again:
             assert self._routes.repeats is not None
-            self._routes.repeats.add_run(results, handler, caller, head, run, buffer)
-            return 1
+            self._routes.repeats.add_run(results, handler, caller, head, run.take_all(), buffer)
+            return 0
         server.invocations.counts.answered += len(results)
-        self._out += answers_of_run(server.replies.begun(head), run.tails, results)
+        self._out += answers_of_run(server.replies.begun(head), run.pass_over(len(results)), results)
         return sum(map(len, results)) + ANSWER_BYTES * len(results)
 
     def _write_full(self, server: DirectServer, buffer: bytes, after: int) -> bool:

@@ -145,8 +145,7 @@ class Repeats:
                     results = calls.results_of(handler, caller)
                     if results is not None and not isinstance(results, Again):
                         answered += len(results)
-                        out += answers_of_run(begun, calls.tails, results)
-                        continue
+                        out += answers_of_run(begun, calls.pass_over(len(results)), results)
             for tail, at, start, end in calls:
                 result: HandlerResult | Exception
                 try:
