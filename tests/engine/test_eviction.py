@@ -178,12 +178,11 @@ def test_memory_is_exact_and_a_refusal_changes_nothing(
     for call, name, words, size, ttl_ms in calls:
         bucket = store.bucket(name, BucketOptions(quota=quota if name == b"bb" else None, strict_buckets=False))
         word, value, before = words[0], b"1" * size, len(keys)
-        own = {(name, key) for key in words}
+        own = {(name, key) for key in (words if call == "set_many" else words[:1])}
         counter = bucket.get(word) if call == "increment" else None
         try:
             match call:
                 case "set":
-                    own = {(name, word)}
                     bucket.set(word, value, ttl_ms)
                     assert bucket.get(word) == value
                 case "set_many":
