@@ -213,8 +213,8 @@ class DirectProtocol(WritingProtocol):
                     out_bytes += self._call_run(server, handler, caller, head, frames, buffer)
                     if out_bytes >= OUTPUT_BYTES and not frames:
                         out_bytes, holds = 0, self._write_full(server, buffer, end)
-                    if self._full:
-                        break
+                        if self._full:
+                            break
                     if not frames:
                         continue
             pub, handshake, next_pub = begun_of.get(head) or server.replies.begun(head)

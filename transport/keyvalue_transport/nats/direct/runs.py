@@ -21,13 +21,13 @@ class FrameRun:
     :param tails: the tails of their reply subjects
     :param params: their parameters, if their handler makes the calls of a run together and these are short; otherwise empty
     :ivar arguments: what the `split` of `ForRuns` returns, after `results_of` was called
-    :ivar at: the offset of the first frame
+    :param at: the offset of the first frame
     :param frame_bytes: the size of a frame
     :param start: the offset of the first frame's parameters
     :param stop: the offset where these end
     """
 
-    __slots__ = ("_frame_bytes", "_start", "_stop", "arguments", "at", "params", "tails")
+    __slots__ = ("_at", "_frame_bytes", "_start", "_stop", "arguments", "params", "tails")
 
     def __init__(
         self, tails: tuple[bytes, ...], params: tuple[bytes, ...], at: int, frame_bytes: int, start: int, stop: int
@@ -35,7 +35,7 @@ class FrameRun:
         self.tails = tails
         self.params = params
         self.arguments: Any = None
-        self.at = at
+        self._at = at
         self._frame_bytes = frame_bytes
         self._start = start
         self._stop = stop
@@ -56,28 +56,28 @@ class FrameRun:
         tails = self.tails
         self.tails = tails[number:]
         passed_bytes = number * self._frame_bytes
-        self.at += passed_bytes
+        self._at += passed_bytes
         self._start += passed_bytes
         self._stop += passed_bytes
         return tails[:number]
 
     def take_all(self) -> FrameRun:
         """Return a run with all calls, and leave none here."""
-        run = FrameRun(self.tails, self.params, self.at, self._frame_bytes, self._start, self._stop)
+        run = FrameRun(self.tails, self.params, self._at, self._frame_bytes, self._start, self._stop)
         run.arguments = self.arguments
         self.pass_over(len(self))
         return run
 
     def cut_out(self, buffer: bytes) -> bytes:
         """Return a copy of the frames, and let the offsets be those in the copy."""
-        frames, at = buffer[self.at : self.end], self.at
-        self.at, self._start, self._stop = 0, self._start - at, self._stop - at
+        frames, at = buffer[self._at : self.end], self._at
+        self._at, self._start, self._stop = 0, self._start - at, self._stop - at
         return frames
 
     @property
     def end(self) -> int:
         """Return the offset after the last frame."""
-        return self.at + len(self.tails) * self._frame_bytes
+        return self._at + len(self.tails) * self._frame_bytes
 
     def __len__(self) -> int:
         return len(self.tails)
@@ -86,7 +86,7 @@ class FrameRun:
         size, end = self._frame_bytes, self.end
         return zip(
             self.tails,
-            range(self.at, end, size),
+            range(self._at, end, size),
             range(self._start, end, size),
             range(self._stop, end, size),
             strict=True,
