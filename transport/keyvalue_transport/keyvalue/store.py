@@ -341,18 +341,14 @@ def _gets(store: ReadsTogether, handler: Handler, limits: ParameterLimits, tally
     """Return a handler that makes gets together if they have the same bucket, and if keys and values are short."""
 
     def split(params: Sequence[bytes]) -> tuple[bytes, list[bytes]] | None:
-        first = params[0]
-        key_at = first[0] + 2 if first else 0
-        key_bytes = len(first) - key_at
-        head, text = first[:key_at], b"".join(params)
-        if (
-            key_bytes < 0
-            or key_at - 2 > limits.short_bucket_bytes_max
-            or key_bytes > limits.short_key_bytes_max
-            or first[key_at - 1] != key_bytes
-            or not text.isascii()
-        ):
+        first, text = params[0], b"".join(params)
+        try:
+            key_at, at = short_names_end(first, limits)
+        except IndexError:
             return None
+        if not key_at or at != len(first) or not text.isascii():
+            return None
+        head = first[:key_at]  # with `split_run` in place of the next lines, a get takes 5 % more instructions
         keys = [each[key_at:] for each in params]
         return (head[1:-1], keys) if head + head.join(keys) == text else None
 
