@@ -92,6 +92,7 @@ class Follower:
         self.api = Api(connection, options.domain)
         self.served_from = 0
         self._connection = connection
+        self.call_soon = connection.call_soon  # for the core
         self._options = options
         self._loop = asyncio.get_running_loop()
         self._message_bytes_max: int | None = None
@@ -257,11 +258,8 @@ class Follower:
     now_s = staticmethod(monotonic)
 
     def call_later(self, delay_s: float, act: Callable[[], None]) -> None:
-        """Call `act` once, after the delay, at the end of the current read or in the next turn of the event loop."""
-        if delay_s:
-            self._loop.call_later(delay_s, act)
-        else:
-            self._connection.call_soon(act)
+        """Call `act` once, after the delay."""
+        self._loop.call_later(delay_s, act)
 
     def max_payload(self) -> int:
         """Return the limit for the headers and the payload of a message in bytes."""

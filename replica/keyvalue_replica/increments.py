@@ -129,31 +129,31 @@ class Counter:
 
 
 class Increments:
-    """The counters whose increments wait, by subject."""
+    """The increments that wait.
+
+    :ivar counters: the keys whose increments wait, by subject
+    :ivar ready: those of them to look at in the next turn, or when the position advances
+    """
 
     def __init__(self, publisher: Publisher, sequences: Sequences, counts: ReplicaCounts) -> None:
         self._publisher = publisher
         self._sequences = sequences
         self._counts = counts
-        self._counters: dict[bytes, Counter] = {}
-        self._ready: dict[bytes, Counter] = {}  # those to look at in the next turn
-
-    def __len__(self) -> int:
-        """Return the number of keys whose increments wait."""
-        return len(self._counters)
+        self.counters: dict[bytes, Counter] = {}
+        self.ready: dict[bytes, Counter] = {}
 
     def add(self, subject: bytes, handle: Bucket, key: bytes, increment: Increment) -> None:
         """Add an increment, to be published in the next turn of the event loop."""
-        counter = self._counters.get(subject)
+        counter = self.counters.get(subject)
         if counter is None:
-            counter = self._counters[subject] = Counter(self, subject, handle, key)
+            counter = self.counters[subject] = Counter(self, subject, handle, key)
         counter.waiting.append(increment)
         if not counter.is_published:
             self.look_at(counter, 0.0)
 
     def look_at(self, counter: Counter, delay_s: float) -> None:
         """Look at a counter in the next turn, or after a delay."""
-        self._ready[counter.subject] = counter
+        self.ready[counter.subject] = counter
         self._publisher.flush_soon(delay_s)
 
     def overtaken(self, counter: Counter, last_sequence: int | None) -> None:
@@ -165,7 +165,7 @@ class Increments:
 
     def publish_ready(self, now_s: float) -> None:
         """Publish the sums of the counters that can go on. An increment whose time limit has passed gets an error."""
-        ready, self._ready = self._ready, {}
+        ready, self.ready = self.ready, {}
         for subject, counter in ready.items():
             if counter.is_published:
                 continue
@@ -173,20 +173,15 @@ class Increments:
             while waiting and waiting[0].answer.done():
                 waiting.popleft()
             if not waiting:
-                self._counters.pop(subject, None)
+                self.counters.pop(subject, None)
             elif self._publisher.has_passed(counter.needed):
                 self._publish(counter, now_s)
             else:
-                self._ready[subject] = counter  # until the position has passed
-
-    @property
-    def is_blocked(self) -> bool:
-        """Return True if counters wait for the position."""
-        return bool(self._ready)
+                self.ready[subject] = counter  # until the position has passed
 
     def expire(self, now_s: float) -> None:
         """Fail the increments whose time is over. O(counters that wait)."""
-        for counter in self._counters.values():
+        for counter in self.counters.values():
             waiting = counter.waiting
             while waiting and (waiting[0].ends_s <= now_s or waiting[0].answer.done()):
                 answer = waiting.popleft().answer
@@ -241,7 +236,7 @@ class Increments:
                     increment.is_latest = True
                 elif not increment.answer.done():
                     increment.answer.set_exception(error)
-            if not counter.is_published and self._counters.get(counter.subject) is counter:
+            if not counter.is_published and self.counters.get(counter.subject) is counter:
                 self.look_at(counter, 0.0)
 
         self._publisher.after_barrier(go_on)

@@ -18,7 +18,10 @@ class Outside(Protocol):
         """Return the local time in seconds. It never goes back."""
 
     def call_later(self, delay_s: float, act: Callable[[], None], /) -> None:
-        """Call `act` once, after the delay. With a delay of 0, call it in the next turn of the event loop."""
+        """Call `act` once, after the delay."""
+
+    def call_soon(self, act: Callable[[], None], /) -> object:
+        """Call `act` once, at the end of the current read or in the next turn of the event loop."""
 
     def max_payload(self) -> int:
         """Return the NATS server's limit for the headers and the payload of a message in bytes."""

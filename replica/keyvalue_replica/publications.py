@@ -330,14 +330,17 @@ class Publications:
                     else:
                         publication.succeed()
                     continue
-            highest = self._highest
-            entry = sequence, token, publication
-            if sequence > highest:
-                self._highest = sequence
-                self._acknowledged.append(entry)
-            else:
-                insort(self._acknowledged, entry)
+            self._wait(sequence, publication)
         self._report(unobserved, unobserved_s, now_s)
+
+    def _wait(self, sequence: int, publication: Publication) -> None:
+        """Let a publication wait until the position has passed its sequence."""
+        entry = sequence, publication.token, publication
+        if sequence > self._highest:
+            self._highest = sequence
+            self._acknowledged.append(entry)
+        else:
+            insort(self._acknowledged, entry)
 
     def _report(self, number: int, began_s: float, now_s: float) -> None:
         """Tell `observe` about changes that are stored. Most of those of a read were published together."""
@@ -357,13 +360,21 @@ class Publications:
 
         Return False if the position stays torn, because a gap came after the barrier was published.
         """
-        barriers, position, passed, stored = self._barriers, self._position, None, []
+        barriers, position, passed = self._barriers, self._position, []
         while barriers and barriers[0].token <= token:
-            passed = barriers.popleft()
-            stored.append((passed.token, sequence))
-        is_whole = position.is_whole if passed is None else position.mend(passed.gaps)
-        if stored:
-            self._stored(stored, now_s)
+            passed.append(barriers.popleft())
+        is_whole = position.mend(passed[-1].gaps) if passed else position.is_whole
+        for barrier in passed:
+            if self._unacknowledged.pop(barrier.token, None) is None:
+                continue  # it was given up, or the server has answered
+            if self.observe is not None:
+                self.observe(now_s - barrier.began_s, True, 1)
+            if sequence <= barrier.after:
+                self._on_reused()
+            if position.is_whole and sequence <= position.applied:
+                barrier._end()  # the value is None
+            else:
+                self._wait(sequence, barrier)
         return is_whole
 
     def _refuse(self, publication: Publication, payload: bytes) -> None:

@@ -154,7 +154,6 @@ class Barriers:
                 log.exception("a barrier was not handled")
             at = found.end()
         if at > began:
-            core.heard()
             core.release()
         return at
 
@@ -193,9 +192,10 @@ class Deliveries:
                 known = found
                 known_count += 1
                 if buffer.startswith(self.prefix, at + (RUN_FRAMES_MIN - 2) * (at - frame_at)):
-                    count = self._count_known(buffer, found, frame_at, at, end)
-                    if count and (last := match(buffer, frame_at + count * (at - frame_at))) is not None:
-                        known, at = last, at + count * (at - frame_at)
+                    last_known = self._last_known(buffer, found, frame_at, at, end)
+                    if last_known is not None:
+                        count, known = last_known
+                        at += count * (at - frame_at)
                         known_count += count
                 if buffer.startswith(self._acknowledgement, at):
                     count, last_at, at = self._take_pairs(buffer, at, end)
@@ -222,31 +222,36 @@ class Deliveries:
             core.release()
         return at
 
-    def _count_known(self, buffer: bytes, first: re.Match[bytes], at: int, frame_end: int, end: int) -> int:
-        """Return the number of deliveries that are like the first one, and were applied when they were acknowledged.
+    def _last_known(
+        self, buffer: bytes, first: re.Match[bytes], at: int, frame_end: int, end: int
+    ) -> tuple[int, re.Match[bytes]] | None:
+        """Return the number of further deliveries that have the first one's size and were applied, and the last of them.
 
-        Their names, times and values may differ.
+        The frames between are not read. The consumer numbers its deliveries, so the last one's number tells how many there
+        are. Each has at least two line ends. So if there are two for each, no other frame is between them. No caller can fake
+        the last one, because the consumer's name is random.
         """
-        if len(first[6]) == 1:  # the number may be 1, which NUMBERS excludes
-            return 0
-        applied, count = self._core.position.applied, 0
-        names, numbers = (first.start(2), first.end(3)), (*first.span(5), first.end(5) + 1)
-        frames = self._runs.split(buffer, "sxsssxsx", (at, *names, *numbers, first.end(8), first.end(), frame_end), end)
-        head, middle, sequence, point, size = next(frames)
-        newest = b"%0*d" % (len(sequence), min(applied, 10 ** len(sequence) - 1))  # of the same length
-        for its_head, its_middle, sequence, its_point, its_size in frames:
-            if its_head != head or its_middle != middle or its_size != size:
-                break
-            if sequence > newest or its_point != point:  # without the point, the sequence is longer
-                break
-            count += 1
-        return count
+        size, applied = frame_end - at, self._core.position.applied
+        count = min((end - at) // size - 1, applied - int(first[5]))
+        while count and not buffer.startswith(self.prefix, at + count * size):
+            count //= 2
+        stop = frame_end + count * size
+        if (
+            count
+            and buffer.count(b"\r\n", at, stop) == 2 * count + 2
+            and (last := self._match(buffer, at + count * size)) is not None
+            and int(last[6]) == int(first[6]) + count
+            and int(last[5]) <= applied
+            and last.end() + int(last[9]) + 2 == stop
+        ):
+            return count, last
+        return None
 
     def _add_new(
         self, buffer: bytes, first: re.Match[bytes], at: int, frame_end: int, end: int, run: DeliveryRun
     ) -> int:
         """Add the new deliveries that are like the first one, and are of the same bucket. Return their number."""
-        if len(first[6]) == 1:  # as above
+        if len(first[6]) == 1:  # the number may be 1, which NUMBERS excludes
             return 0
         entries: dict[bytes, bytes] = {}
         bounds = at, *first.span(3), *first.span(5), *first.span(8), first.end(), frame_end - 2, frame_end

@@ -35,6 +35,9 @@ class Nowhere:
     def call_later(self, delay_s: float, act: Callable[[], None]) -> None:
         """Do nothing."""
 
+    def call_soon(self, act: Callable[[], None]) -> None:
+        """Do nothing."""
+
     def max_payload(self) -> int:
         """Return the limit for the headers and the payload of a message in bytes."""
         return self._max_payload()

@@ -260,6 +260,9 @@ class Instance:
     def call_later(self, delay_s: float, act: Callable[[], None]) -> None:
         self.due.append(act)
 
+    def call_soon(self, act: Callable[[], None]) -> None:
+        self.due.append(act)
+
     def max_payload(self) -> int:
         return 1024 * 1024
 

@@ -40,6 +40,8 @@ class QuietOutside:
 
     def call_later(self, delay_s: float, act: Callable[[], None]) -> None: ...
 
+    def call_soon(self, act: Callable[[], None]) -> None: ...
+
     def max_payload(self) -> int:
         return 1024
 

@@ -87,6 +87,10 @@ class Connection:
             log.warning("%s; using the plain path", unknown)
         self.replies = ReplySubjects()
         self.direct = DirectRoutes(self.replies) if options.path == "direct" and unknown is None else None
+        #: Calls a function once: at the end of the read that is being parsed, or in the next turn of the event loop.
+        self.call_soon: Callable[[Callable[[], None]], object] = (
+            (lambda act: asyncio.get_running_loop().call_soon(act)) if self.direct is None else self.direct.call_soon
+        )
         self.order = ArrivalOrder()  # for the plain path
         self.reconnects = 0
         self.reading = ReadingFaults()
@@ -208,18 +212,12 @@ class Connection:
 
     def write_now(self, frames: bytes) -> bool:
         """Write PUB frames to the socket at once. Return False if they were not written, and never will be."""
-        if not self.connected:
+        direct, client = self.direct, self._client
+        if self._state is not ConnectionState.CONNECTED or not client.is_connected:
             return False
-        if self.direct is None:
-            return self._client.write_now(frames)
-        return self.direct.protocol is not None and self.direct.protocol.write_now(frames)
-
-    def call_soon(self, act: Callable[[], None]) -> None:
-        """Call `act` once: at the end of the read that is being parsed, or in the next turn of the event loop."""
-        if self.direct is None:
-            asyncio.get_running_loop().call_soon(act)
-        else:
-            self.direct.call_soon(act)
+        if direct is None:
+            return client.write_now(frames)
+        return direct.protocol is not None and direct.protocol.write_now(frames)
 
     async def write(self, frames: bytes) -> None:
         """Send PUB frames, which is faster than many calls of `publish`.

@@ -161,13 +161,13 @@ class DirectProtocol(WritingProtocol):
         routes, flow = self._routes, self._flow
         assert flow is not None
         flow.began_s = began_s = perf_counter()
-        self._is_parsing = True
+        self._is_parsing = routes.is_parsing = True
         try:
             self._parse(buffer)
             if routes.ending:
                 routes.end_read(self._loop_of_writes)
         finally:
-            self._is_parsing = False
+            self._is_parsing = routes.is_parsing = False
         if self._later:
             self._out += self._later  # in one write, and after the handshakes in `_out`
             self._later = []
@@ -210,7 +210,10 @@ class DirectProtocol(WritingProtocol):
                 call = handler.handler
                 if type(frames) is FrameRun:
                     end = frames.end
-                    out_bytes += self._call_run(server, handler, caller, head, frames, buffer)
+                    added_bytes = self._call_run(server, handler, caller, head, frames, buffer)
+                    if added_bytes is None:
+                        continue
+                    out_bytes += added_bytes
                     if out_bytes >= OUTPUT_BYTES and not frames:
                         out_bytes, holds = 0, self._write_full(server, buffer, end)
                         if self._full:
@@ -250,15 +253,18 @@ class DirectProtocol(WritingProtocol):
 
     def _call_run(
         self, server: DirectServer, handler: ForRuns, caller: Caller, head: bytes, run: FrameRun, buffer: bytes
-    ) -> int:
-        """Make the calls of a run, and return the number of bytes added to the output. Leave those that go one by one."""
+    ) -> int | None:
+        """Make the calls of a run, and return the number of bytes added to the output. Leave those that go one by one.
+
+        Return None if all wait, to be made again.
+        """
         results = run.results_of(handler, caller) if self._max_payload >= SMALL else None
         if results is None:
             return 0
         if type(results) is Again:
             assert self._routes.repeats is not None
-            self._routes.repeats.add_run(results, handler, caller, head, run.take_all(), buffer)
-            return 0
+            self._routes.repeats.add_run(results, handler, caller, head, run, buffer)
+            return None
         server.invocations.counts.answered += len(results)
         self._out += answers_of_run(server.replies.begun(head), run.pass_over(len(results)), results)
         return sum(map(len, results)) + ANSWER_BYTES * len(results)
@@ -279,7 +285,8 @@ class DirectProtocol(WritingProtocol):
 
     def _all_groups(self, buffer: bytes) -> Iterable[InvocationGroup]:
         """Return what `_groups` yields, which is often one group of a known shape."""
-        if (shape := self._routes.alike.shape) is None or (end := len(buffer)) > SLICE_BYTES:
+        shape, end = self._routes.alike.shape, len(buffer)
+        if shape is None or end > SLICE_BYTES or not buffer.startswith(shape.prefix):
             return self._groups(buffer)
         group, at = shape.take(buffer, 0, end, end)
         return (group,) if at == end else self._groups(buffer, at, group)
@@ -300,14 +307,16 @@ class DirectProtocol(WritingProtocol):
                     break
                 slice_end = at + SLICE_BYTES
             if (shape := alike.shape) is not None and buffer.startswith(shape.prefix, at):
-                self._pass_on(buffer, passed, at)
+                if passed < at:
+                    self._pass_on(buffer, passed, at)
                 group, at = shape.take(buffer, at, end, slice_end)
                 yield group
                 passed = at
                 if at >= min(end, slice_end):
                     continue
             if quick and (taken := routes.take_quick(buffer, at, end)) > at:
-                self._pass_on(buffer, passed, at)
+                if passed < at:
+                    self._pass_on(buffer, passed, at)
                 passed = at = taken
                 continue
             try:
@@ -326,7 +335,8 @@ class DirectProtocol(WritingProtocol):
             if route is None:
                 at = frame.payload_end + 2
                 continue
-            self._pass_on(buffer, passed, at)
+            if passed < at:
+                self._pass_on(buffer, passed, at)
             reply = frame.reply
             is_plain = reply and reply[0] == plain_first and len(reply) <= REPLY_BYTES_MAX and CR not in reply
             if (is_plain or (reply and replies.allows(reply))) and callable(route):  # `is_plain` saves most calls
@@ -341,7 +351,8 @@ class DirectProtocol(WritingProtocol):
                 taken_bytes = 0
                 if self._full:
                     break
-        self._pass_on(buffer, passed, at)
+        if passed < at:
+            self._pass_on(buffer, passed, at)
         if at < end:
             self._keep(buffer[at:], needed)
 
@@ -353,8 +364,7 @@ class DirectProtocol(WritingProtocol):
             self._pump_due = True
 
     def _pass_on(self, buffer: bytes, start: int, end: int) -> None:
-        if start < end:
-            super().data_received(buffer[start:end])
+        super().data_received(buffer[start:end])
 
     # The next two methods handle everything except invocations with complete parameters and a small result.
 

@@ -23,6 +23,7 @@ from keyvalue_transport.wrpc.repeated import WAITS_AGAIN
 
 __all__ = ["Repeats"]
 
+NOTHING: Step[bytes, bytes] = Step([])
 #: A group keeps a read of at most this size for each of its calls. If a read is larger, a run keeps a copy of its frames, if
 #: they are not larger. Otherwise, a group keeps copies of the parameters.
 KEPT_BYTES = 512
@@ -70,20 +71,21 @@ class Repeats:
         """
         calls = [first, *rest]
         if len(buffer) <= KEPT_BYTES * len(calls):
-            self._add(again, handler, caller, head, buffer, calls)
+            self._add(again, handler, caller, head, buffer, calls, len(calls))
         else:
-            self._add(again, handler, caller, head, *copies(buffer, calls))
+            self._add(again, handler, caller, head, *copies(buffer, calls), len(calls))
 
     def add_run(
         self, again: Again, handler: ForRuns, caller: Caller, head: bytes, run: FrameRun, buffer: bytes
     ) -> None:
         """Let the calls of a run wait, like `add`."""
-        if len(buffer) > KEPT_BYTES * len(run):
+        number = len(run.tails)
+        if len(buffer) > KEPT_BYTES * number:
             buffer = run.cut_out(buffer)
-        if len(buffer) <= KEPT_BYTES * len(run):
-            self._add(again, handler, caller, head, buffer, run)
+        if len(buffer) <= KEPT_BYTES * number:
+            self._add(again, handler, caller, head, buffer, run, number)
         else:
-            self._add(again, handler, caller, head, *copies(buffer, [*run]))
+            self._add(again, handler, caller, head, *copies(buffer, [*run]), number)
 
     def _add(
         self,
@@ -93,23 +95,23 @@ class Repeats:
         head: bytes,
         buffer: bytes,
         calls: Sequence[Repeat] | FrameRun,
+        number: int,
     ) -> None:
         invocations, source_id = self._invocations, caller.source_id
-        room = max(0, invocations.room(source_id))
-        if room < len(calls):
+        held_bytes = WAIT_BYTES * number
+        if len(buffer) > KEPT_BYTES * number:
+            held_bytes += len(buffer)
+        if not invocations.all_wait(source_id, number, held_bytes):
             result = invocations.no_place(source_id).result
             calls = [*calls]
-            for tail, _, _, _ in calls[room:]:
+            number = max(0, invocations.room(source_id))
+            for tail, _, _, _ in calls[number:]:
                 step = invocations.refuse(head + tail, handler, result)
                 self._send(step.sends, False)
                 self._on_step(step)
-            calls = calls[:room]
-            if not calls:
-                return
-        held_bytes = WAIT_BYTES * len(calls)
-        if len(buffer) > KEPT_BYTES * len(calls):
-            held_bytes += len(buffer)
-        invocations.begin_waits(source_id, len(calls), held_bytes)
+            if number:
+                self._add(again, handler, caller, head, buffer, calls[:number], number)
+            return
         group = handler, caller, head, buffer, calls, held_bytes
         groups = self._waiting.get(again)
         if groups is None:
@@ -146,6 +148,8 @@ class Repeats:
                     if results is not None and not isinstance(results, Again):
                         answered += len(results)
                         out += answers_of_run(begun, calls.pass_over(len(results)), results)
+                        if not calls.tails:
+                            continue
             for tail, at, start, end in calls:
                 result: HandlerResult | Exception
                 try:
@@ -160,7 +164,7 @@ class Repeats:
                 params = buffer[start:end]
                 if isinstance(result, Again):
                     if result is not again:  # for something else: the policy has changed, or only the group waited
-                        self._add(result, handler, caller, head, params, [(tail, trace, 0, len(params))])
+                        self._add(result, handler, caller, head, params, [(tail, trace, 0, len(params))], 1)
                         continue
                     result = TypeError(WAITS_AGAIN)
                 step = invocations.receive(handler, head + tail, caller, params, result, monotonic(), trace)
@@ -170,7 +174,7 @@ class Repeats:
         invocations.counts.answered += answered
         if out:
             self._send([b"".join(out)], False)
-        self._on_step(Step([]))
+        self._on_step(NOTHING)
 
 
 def copies(buffer: bytes, calls: Sequence[InvocationFrame]) -> tuple[bytes, list[Repeat]]:

@@ -109,7 +109,8 @@ class DirectRoutes:
     :ivar protocol: the protocol of the current connection, or None
     :ivar max_payload: the limit for a message in bytes, from the server's last INFO; None before the first
     :ivar tracer: finds the calls to trace; None to trace no calls
-    :ivar ending: functions to call once, at the end of the read that is being parsed
+    :ivar is_parsing: True while a read is parsed
+    :ivar ending: functions to call once, at the end of this read
     :ivar violations: number of connections that were aborted after a protocol error or an oversized frame
     """
 
@@ -129,6 +130,7 @@ class DirectRoutes:
         self._before_next_call: Callable[[], None] | None = None
         self._failures = network_limit()
         self.ending: list[Callable[[], None]] = []
+        self.is_parsing = False
 
     def serve(self, server: DirectServer) -> None:
         """Set the server whose invocations are answered.
@@ -199,7 +201,9 @@ class DirectRoutes:
 
     def call_soon(self, act: Callable[[], None]) -> None:
         """Call `act` once: at the end of the read that is being parsed, or in the next turn of the event loop."""
-        if self.protocol is None:
+        if self.is_parsing:
+            self.ending.append(act)
+        elif self.protocol is None:
             asyncio.get_running_loop().call_soon(act)
         else:
             self.protocol.call_soon(act)
@@ -209,9 +213,10 @@ class DirectRoutes:
         ending, self.ending = self.ending, []
         for act in ending:
             act()
-        ending, self.ending = self.ending, []
-        for act in ending:  # which these have added, and which must not wait for the next read
-            loop.call_soon(act)
+        if self.ending:  # what these have added must not wait for the next read
+            ending, self.ending = self.ending, []
+            for act in ending:
+                loop.call_soon(act)
 
     def group_of(self, buffer: bytes, at: int, frame: MessageFrame, handler: Handler) -> InvocationGroup:
         """Return the group of one call, whose frame at `at` was parsed. Learn from it."""

@@ -61,13 +61,6 @@ class FrameRun:
         self._stop += passed_bytes
         return tails[:number]
 
-    def take_all(self) -> FrameRun:
-        """Return a run with all calls, and leave none here."""
-        run = FrameRun(self.tails, self.params, self._at, self._frame_bytes, self._start, self._stop)
-        run.arguments = self.arguments
-        self.pass_over(len(self))
-        return run
-
     def cut_out(self, buffer: bytes) -> bytes:
         """Return a copy of the frames, and let the offsets be those in the copy."""
         frames, at = buffer[self._at : self.end], self._at

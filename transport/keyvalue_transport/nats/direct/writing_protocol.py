@@ -66,11 +66,8 @@ class WritingProtocol(asyncio.StreamReaderProtocol):
         return True
 
     def call_soon(self, act: Callable[[], None]) -> None:
-        """Call `act` once: at the end of the read that is being parsed, or in the next turn of the event loop."""
-        if self._is_parsing:
-            self._routes.ending.append(act)
-        else:
-            self._loop_of_writes.call_soon(act)
+        """Call `act` in the next turn of the event loop."""
+        self._loop_of_writes.call_soon(act)
 
     def flush(self) -> None:
         """Write everything given to `send`, and the rest of a large result. The server calls this when it stops."""
