@@ -363,7 +363,7 @@ class Publications:
         barriers, position, passed = self._barriers, self._position, []
         while barriers and barriers[0].token <= token:
             passed.append(barriers.popleft())
-        is_whole = position.mend(passed[-1].gaps) if passed else position.is_whole
+        is_whole = position.is_whole or (bool(passed) and position.mend(passed[-1].gaps))
         for barrier in passed:
             if self._unacknowledged.pop(barrier.token, None) is None:
                 continue  # it was given up, or the server has answered
