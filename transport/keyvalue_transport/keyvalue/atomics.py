@@ -22,7 +22,7 @@ from keyvalue_transport.keyvalue.interface import (
     split_run,
 )
 from keyvalue_transport.keyvalue.outcomes import OK, Tally, new_tally
-from keyvalue_transport.wrpc.handler import Answer, Caller, ForRuns, Handler
+from keyvalue_transport.wrpc.handler import Answer, Caller, ForRuns, Handler, RunResults
 from keyvalue_transport.wrpc.values import U64_MAX, read_unsigned, write_length, write_unsigned
 
 __all__ = [
@@ -110,13 +110,13 @@ def atomics_handlers(
 def _increments(increment_each: IncrementEach, handler: Handler, limits: ParameterLimits, tally: Tally) -> ForRuns:
     """Return a handler that makes increments together if their buckets and sizes are the same, and names and deltas short."""
 
-    def call_run(caller: Caller, split: tuple[bytes, Sequence[bytes], Sequence[int]]) -> Sequence[bytes] | None:
+    def call_run(caller: Caller, split: tuple[bytes, Sequence[bytes], Sequence[int]]) -> RunResults | None:
         try:
             sums = increment_each(caller, *split)
         except Exception:  # each `increment` raises it again
             return None
         tally[OK] += len(sums)
-        return [OK_UNIT + write_unsigned(each) for each in sums]
+        return (b"", [OK_UNIT + write_unsigned(each) for each in sums]) if sums else None
 
     return ForRuns(handler, partial(_split_increments, limits=limits), call_run)
 

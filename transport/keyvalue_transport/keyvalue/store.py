@@ -51,6 +51,7 @@ from keyvalue_transport.wrpc.handler import (
     Handler,
     HandlerResult,
     Pending,
+    RunResults,
 )
 from keyvalue_transport.wrpc.values import (
     ONE_BYTE,
@@ -352,7 +353,7 @@ def _gets(store: ReadsTogether, handler: Handler, limits: ParameterLimits, tally
         keys = [each[key_at:] for each in params]
         return (head[1:-1], keys) if head + head.join(keys) == text else None
 
-    def call_run(caller: Caller, split: tuple[bytes, list[bytes]]) -> Sequence[bytes] | Again | None:
+    def call_run(caller: Caller, split: tuple[bytes, list[bytes]]) -> RunResults | Again | None:
         try:
             values = store.get_each(caller, *split)
         except Exception:  # each `get` raises it again
@@ -362,7 +363,7 @@ def _gets(store: ReadsTogether, handler: Handler, limits: ParameterLimits, tally
     return ForRuns(handler, split, call_run)
 
 
-def _short_results(values: Sequence[bytes | None], tally: Tally) -> list[bytes] | None:
+def _short_results(values: Sequence[bytes | None], tally: Tally) -> RunResults | None:
     """Return the encoded results of gets, and count them. Return None if one is too long for a run."""
     try:
         lengths = set(map(len, values))  # type: ignore[arg-type] # None raises the error
@@ -374,9 +375,8 @@ def _short_results(values: Sequence[bytes | None], tally: Tally) -> list[bytes] 
     tally[NONE] += missing
     tally[OK] += len(values) - missing
     if missing or len(lengths) > 1:
-        return [encode_get_result(value) for value in values]
-    head = OK_SOME + write_length(lengths.pop())
-    return [head + value for value in values]  # type: ignore[operator] # none is None
+        return b"", [encode_get_result(value) for value in values]
+    return OK_SOME + write_length(lengths.pop()), values  # type: ignore[return-value] # none is None
 
 
 def _set_handler(
@@ -430,13 +430,13 @@ def _sets(store: SetsTogether, handler: Handler, limits: ParameterLimits, tally:
             run.tally = tally
         return run
 
-    def call_run(caller: Caller, split: tuple[bytes, Sequence[bytes], Sequence[bytes]]) -> Sequence[bytes] | None:
+    def call_run(caller: Caller, split: tuple[bytes, Sequence[bytes], Sequence[bytes]]) -> RunResults | None:
         try:
             stored = store.set_each(caller, *split)
         except Exception:  # each `set` raises it again
             return None
         tally[OK] += stored
-        return [OK_UNIT] * stored
+        return (OK_UNIT, [b""] * stored) if stored else None
 
     if begin_sets is None:
         return ForRuns(handler, partial(_split_sets, limits=limits), call_run)

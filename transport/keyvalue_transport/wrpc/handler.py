@@ -34,6 +34,7 @@ __all__ = [
     "Measure",
     "NeedMoreElements",
     "Pending",
+    "RunResults",
     "drop_answer",
     "give_up",
 ]
@@ -195,6 +196,9 @@ class ForBegunRuns:
 
 #: The maximum size of a result of a run.
 SMALL_BYTES = 4095
+#: The encoded results of calls of a run: the bytes with which all begin, and the rest of each. If the first are not empty,
+#: all results have the same size. So the bytes that they share need not be copied.
+RunResults: TypeAlias = tuple[bytes, Sequence[bytes]]
 
 
 class ForRuns:
@@ -205,8 +209,8 @@ class ForRuns:
 
     :param handler: makes one call
     :param split: reads the parameters of a run, each whole and of the same size, and returns the arguments for `call_run`
-    :param call_run: makes the calls of one caller, in order. It returns the encoded results, each of 1 to SMALL_BYTES. If
-        there are fewer of them, the other calls must be made one by one. Or it returns Again, if all calls must wait, and
+    :param call_run: makes the calls of one caller, in order. It returns at least one result, each of 1 to SMALL_BYTES. If
+        there are fewer than calls, the others must be made one by one. Or it returns Again, if all calls must wait, and
         be made again with the same arguments
     """
 
@@ -216,7 +220,7 @@ class ForRuns:
         self,
         handler: Handler,
         split: Callable[[Sequence[bytes]], Any],
-        call_run: Callable[[Caller, Any], Sequence[bytes] | Again | None],
+        call_run: Callable[[Caller, Any], RunResults | Again | None],
     ) -> None:
         self.handler = handler
         self.split = split

@@ -31,7 +31,7 @@ from keyvalue_transport.nats.direct.writing_protocol import FULL_BYTES
 from keyvalue_transport.nats.headers import headers_of
 from keyvalue_transport.nats.replies import Send, SubjectReplies
 from keyvalue_transport.wrpc.half_open import INVOCATION_BYTES
-from keyvalue_transport.wrpc.handler import Again, Caller, ForRuns, Handler, HandlerResult, Pending
+from keyvalue_transport.wrpc.handler import Again, Caller, ForRuns, Handler, HandlerResult, Pending, RunResults
 from keyvalue_transport.wrpc.invocation import InvocationCounts, InvocationLimits, Invocations
 from tests.invoking import invoke
 from tests.recorded_replies import Later
@@ -156,10 +156,10 @@ class World:
                 arguments = split_run(params)
                 return None if arguments is None else (len(params[0]), arguments)
 
-            def call_run(caller: Caller, split: tuple[int, object]) -> Sequence[bytes] | Again | None:
+            def call_run(caller: Caller, split: tuple[int, object]) -> RunResults | Again | None:
                 results = handle_run(caller, split[1])
-                if isinstance(results, list):
-                    self.calls += [(name, caller, split[0])] * len(results)
+                if isinstance(results, tuple):
+                    self.calls += [(name, caller, split[0])] * len(results[1])
                 return results
 
             return ForRuns(self._noting(name, handler.handler), split, call_run)

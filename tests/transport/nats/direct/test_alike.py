@@ -19,7 +19,7 @@ from keyvalue_transport.nats.direct.alike import RUN_FRAMES_MAX, RUN_PARAMS_BYTE
 from keyvalue_transport.nats.direct.frames import read_frame
 from keyvalue_transport.nats.direct.read_flow import SLICE_BYTES, ReadFlow
 from keyvalue_transport.nats.headers import BLOCK_BYTES_MAX
-from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller, ForRuns, Handler, Pending
+from keyvalue_transport.wrpc.handler import ANONYMOUS, Caller, ForRuns, Handler, Pending, RunResults
 from tests.transport.nats.direct.scene import CALLER, GET, HEADERS, MIB, UNIT, Direct, NewDirect, answer, hmsg, msg
 
 TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -80,13 +80,13 @@ class Noted:
     def split(self, params: Sequence[bytes]) -> Sequence[bytes] | None:
         return None if b"25" in params else params
 
-    def call_run(self, caller: Caller, params: Sequence[bytes]) -> Sequence[bytes] | None:
+    def call_run(self, caller: Caller, params: Sequence[bytes]) -> RunResults | None:
         if b"20" in params:
             return None
         params = params[: params.index(b"15")] if b"15" in params else params  # the others are made one by one
         self.calls += [(RUNS, caller, each) for each in params]
         self.runs += 1
-        return [each + UNIT for each in params]
+        return b"", [each + UNIT for each in params]
 
     @property
     def traces(self) -> list[str | None]:

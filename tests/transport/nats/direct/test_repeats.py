@@ -16,7 +16,7 @@ from keyvalue_transport.nats.direct import delayed_output, repeats
 from keyvalue_transport.nats.direct.protocol import DirectProtocol
 from keyvalue_transport.nats.direct.routes import InOrder
 from keyvalue_transport.nats.replies import Send
-from keyvalue_transport.wrpc.handler import LARGE_BYTES, Again, Caller, ForRuns, HandlerResult, LargeResult
+from keyvalue_transport.wrpc.handler import LARGE_BYTES, Again, Caller, ForRuns, HandlerResult, LargeResult, RunResults
 from keyvalue_transport.wrpc.in_flight import WAIT_BYTES
 from keyvalue_transport.wrpc.invocation import InvocationLimits
 from tests.transport.nats.direct.scene import GET, MIB, Reader, Socket, answer, direct_core, hmsg, info, publications
@@ -106,7 +106,7 @@ class Scene:
             return self._others[-1]
         return SECOND[params]()
 
-    def _call_run(self, caller: Caller, params: Sequence[bytes]) -> Sequence[bytes] | Again | None:
+    def _call_run(self, caller: Caller, params: Sequence[bytes]) -> RunResults | Again | None:
         if b"at once" in params:
             return None
         if not self._is_over:
@@ -116,7 +116,7 @@ class Scene:
         if set(params) == {b"small"}:
             self.made.update(params)
             self.made_in_runs += len(params)
-            return [b"result"] * len(params)
+            return b"re", [b"sult"] * len(params)
         return None
 
     def end(self) -> None:

@@ -132,7 +132,7 @@ class BegunCalls:
         if number < len(tails):
             self._runs[run] = group, tails[number:], traces and traces[number:], size
             tails = tails[:number]
-        self._out += answers_of_run(group[0], tails, [result] * number)
+        self._out += answers_of_run(group[0], tails, result, [b""] * number)
         self._answered += number
         self._note_end(group[3].source_id, number, number * size)
 

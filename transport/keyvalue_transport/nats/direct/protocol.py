@@ -265,9 +265,10 @@ class DirectProtocol(WritingProtocol):
             assert self._routes.repeats is not None
             self._routes.repeats.add_run(results, handler, caller, head, run, buffer)
             return None
-        server.invocations.counts.answered += len(results)
-        self._out += answers_of_run(server.replies.begun(head), run.pass_over(len(results)), results)
-        return sum(map(len, results)) + ANSWER_BYTES * len(results)
+        of_all, rests = results
+        server.invocations.counts.answered += len(rests)
+        self._out += answers_of_run(server.replies.begun(head), run.pass_over(len(rests)), of_all, rests)
+        return sum(map(len, rests)) + (len(of_all) + ANSWER_BYTES) * len(rests)
 
     def _write_full(self, server: DirectServer, buffer: bytes, after: int) -> bool:
         """Write the output of a read before its end, because it is large. Return True if later calls must be held.

@@ -146,8 +146,9 @@ class Repeats:
                 if isinstance(calls, FrameRun) and size_max == SMALL_BYTES:
                     results = calls.results_of(handler, caller)
                     if results is not None and not isinstance(results, Again):
-                        answered += len(results)
-                        out += answers_of_run(begun, calls.pass_over(len(results)), results)
+                        number = len(results[1])
+                        answered += number
+                        out += answers_of_run(begun, calls.pass_over(number), *results)
                         if not calls.tails:
                             continue
             for tail, at, start, end in calls:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from keyvalue_transport.nats.direct.answers import END, RESULT_LINES
-from keyvalue_transport.wrpc.handler import Again, Caller, ForRuns
+from keyvalue_transport.wrpc.handler import Again, Caller, ForRuns, RunResults
 
 __all__ = ["FrameRun", "answers_of_run"]
 
@@ -40,7 +40,7 @@ class FrameRun:
         self._start = start
         self._stop = stop
 
-    def results_of(self, handler: ForRuns, caller: Caller) -> Sequence[bytes] | Again | None:
+    def results_of(self, handler: ForRuns, caller: Caller) -> RunResults | Again | None:
         """Make the calls, as `call_run` of the handler does. If they must wait, this method can be called again."""
         if self.arguments is None:
             if not self.params:
@@ -86,16 +86,21 @@ class FrameRun:
         )
 
 
-def answers_of_run(begun: tuple[bytes, bytes, bytes], tails: Sequence[bytes], results: Sequence[bytes]) -> list[bytes]:
+def answers_of_run(
+    begun: tuple[bytes, bytes, bytes], tails: Sequence[bytes], of_all: bytes, rests: Sequence[bytes]
+) -> list[bytes]:
     """Return the parts of the frames that answer calls. To fill a column at a time takes half as long as `zip`.
 
     :param begun: the bytes before each of the three tails in an answer
     :param tails: the tails of the calls' reply subjects
-    :param results: the encoded results, each of 1 to SMALL - 1 bytes
+    :param of_all: the bytes with which all results begin; if there are any, all results have the same size
+    :param rests: the rest of each result. With `of_all`, it has 1 to SMALL - 1 bytes
     """
     pub, handshake, next_pub = begun
-    parts = [pub, b"", handshake, b"", b"", b"", next_pub, b"", END] * len(tails)
+    line = RESULT_LINES[len(of_all) + len(rests[0])] + of_all
+    parts = [pub, b"", handshake, b"", line, b"", next_pub, b"", END] * len(tails)
     parts[1::9] = parts[3::9] = parts[7::9] = tails
-    parts[4::9] = [RESULT_LINES[len(result)] for result in results]
-    parts[5::9] = results
+    if not of_all:
+        parts[4::9] = [RESULT_LINES[len(rest)] for rest in rests]
+    parts[5::9] = rests
     return parts
