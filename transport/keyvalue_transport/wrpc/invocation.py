@@ -232,15 +232,6 @@ class Invocations(Generic[A, M]):
         give_up(REFUSED, pending)
         return False
 
-    def all_wait(self, source_id: str | None, number: int, held_bytes: int) -> bool:
-        """Count calls that begin to wait, as `begin_waits` does, if there is room for all of them. Return False if not."""
-        waiting, own = self._waiting + number, self._waiting_of.get(source_id, 0) + number
-        if waiting > self._waiting_max or own > self._waiting_share or self.in_flight.is_full(source_id):
-            return False
-        self._waiting, self._waiting_of[source_id] = waiting, own
-        self.in_flight.begin(source_id, held_bytes)
-        return True
-
     def begin_waits(self, source_id: str | None, number: int, held_bytes: int) -> None:
         """Count calls that wait, at most as many as there is room for, and their memory."""
         self._waiting += number

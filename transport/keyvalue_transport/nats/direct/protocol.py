@@ -205,21 +205,17 @@ class DirectProtocol(WritingProtocol):
             if type(handler) is Begun and (begun := routes.begun) is not None:
                 out_bytes += begun.begin(handler, caller, head, frames, buffer, partial(self._enter_core, server))
                 continue  # this output is small, because most answers come later
-            call = handler
-            if type(handler) is ForRuns:
-                call = handler.handler
-                if type(frames) is FrameRun:
-                    end = frames.end
-                    added_bytes = self._call_run(server, handler, caller, head, frames, buffer)
-                    if added_bytes is None:
-                        continue
-                    out_bytes += added_bytes
-                    if out_bytes >= OUTPUT_BYTES and not frames:
-                        out_bytes, holds = 0, self._write_full(server, buffer, end)
-                        if self._full:
-                            break
-                    if not frames:
-                        continue
+            call = handler.handler if type(handler) is ForRuns else handler
+            if type(frames) is FrameRun and type(handler) is ForRuns:
+                if (added_bytes := self._call_run(server, handler, caller, head, frames, buffer)) is None:
+                    continue  # all wait
+                out_bytes += added_bytes
+                if out_bytes >= OUTPUT_BYTES and not frames:
+                    out_bytes, holds = 0, self._write_full(server, buffer, frames.end)
+                    if self._full:
+                        break
+                if not frames:
+                    continue
             pub, handshake, next_pub = begun_of.get(head) or server.replies.begun(head)
             size_max = self._max_payload  # an INFO before this group may have changed the limit
             frames = iter(frames)
@@ -308,16 +304,14 @@ class DirectProtocol(WritingProtocol):
                     break
                 slice_end = at + SLICE_BYTES
             if (shape := alike.shape) is not None and buffer.startswith(shape.prefix, at):
-                if passed < at:
-                    self._pass_on(buffer, passed, at)
+                self._pass_on(buffer, passed, at)
                 group, at = shape.take(buffer, at, end, slice_end)
                 yield group
                 passed = at
                 if at >= min(end, slice_end):
                     continue
             if quick and (taken := routes.take_quick(buffer, at, end)) > at:
-                if passed < at:
-                    self._pass_on(buffer, passed, at)
+                self._pass_on(buffer, passed, at)
                 passed = at = taken
                 continue
             try:
@@ -336,8 +330,7 @@ class DirectProtocol(WritingProtocol):
             if route is None:
                 at = frame.payload_end + 2
                 continue
-            if passed < at:
-                self._pass_on(buffer, passed, at)
+            self._pass_on(buffer, passed, at)
             reply = frame.reply
             is_plain = reply and reply[0] == plain_first and len(reply) <= REPLY_BYTES_MAX and CR not in reply
             if (is_plain or (reply and replies.allows(reply))) and callable(route):  # `is_plain` saves most calls
@@ -352,8 +345,7 @@ class DirectProtocol(WritingProtocol):
                 taken_bytes = 0
                 if self._full:
                     break
-        if passed < at:
-            self._pass_on(buffer, passed, at)
+        self._pass_on(buffer, passed, at)
         if at < end:
             self._keep(buffer[at:], needed)
 
@@ -365,7 +357,8 @@ class DirectProtocol(WritingProtocol):
             self._pump_due = True
 
     def _pass_on(self, buffer: bytes, start: int, end: int) -> None:
-        super().data_received(buffer[start:end])
+        if start < end:
+            super().data_received(buffer[start:end])
 
     # The next two methods handle everything except invocations with complete parameters and a small result.
 

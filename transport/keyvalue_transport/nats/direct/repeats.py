@@ -98,20 +98,21 @@ class Repeats:
         number: int,
     ) -> None:
         invocations, source_id = self._invocations, caller.source_id
-        held_bytes = WAIT_BYTES * number
-        if len(buffer) > KEPT_BYTES * number:
-            held_bytes += len(buffer)
-        if not invocations.all_wait(source_id, number, held_bytes):
-            result = invocations.no_place(source_id).result
+        room = invocations.room(source_id)
+        if room < number:
+            result, number = invocations.no_place(source_id).result, max(0, room)
             calls = [*calls]
-            number = max(0, invocations.room(source_id))
             for tail, _, _, _ in calls[number:]:
                 step = invocations.refuse(head + tail, handler, result)
                 self._send(step.sends, False)
                 self._on_step(step)
-            if number:
-                self._add(again, handler, caller, head, buffer, calls[:number], number)
-            return
+            calls = calls[:number]
+            if not calls:
+                return
+        held_bytes = WAIT_BYTES * number
+        if len(buffer) > KEPT_BYTES * number:
+            held_bytes += len(buffer)
+        invocations.begin_waits(source_id, number, held_bytes)
         group = handler, caller, head, buffer, calls, held_bytes
         groups = self._waiting.get(again)
         if groups is None:
