@@ -180,7 +180,7 @@ class Deliveries:
         position = core.position
         run = DeliveryRun(core) if core.takes_runs else None
         known: re.Match[bytes] | None = None  # the last of the deliveries that were applied when they were acknowledged
-        known_count = 0
+        known_count, skips = 0, True
         while (found := match(buffer, at)) is not None:
             sid, sequence, size = found.group(4, 5, 9)
             payload_at = found.end()
@@ -191,8 +191,9 @@ class Deliveries:
             if int(sequence) <= position.applied:
                 known = found
                 known_count += 1
-                if buffer.startswith(self.prefix, at + (RUN_FRAMES_MIN - 2) * (at - frame_at)):
+                if skips and buffer.startswith(self.prefix, at + (RUN_FRAMES_MIN - 2) * (at - frame_at)):
                     last_known = self._last_known(buffer, found, frame_at, at, end)
+                    skips = last_known is not None  # to search again from each frame would take quadratic time
                     if last_known is not None:
                         count, known = last_known
                         at += count * (at - frame_at)

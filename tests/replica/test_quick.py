@@ -134,6 +134,13 @@ def test_a_run_is_taken_together() -> None:
     assert read(known) == ([0, len(known)], [last, ("heard",), ("heard",)])
 
 
+def test_deliveries_that_can_not_be_skipped_are_searched_once() -> None:
+    frames = b"".join(known(["lines"] * 64))
+    with patch.object(Deliveries, "_last_known", autospec=True, side_effect=Deliveries._last_known) as search:
+        assert read(frames, 1100)[0] == [0, len(frames)]
+    assert search.call_count == 1
+
+
 def changes(setters: list[bool]) -> tuple[Instance, list[Any]]:
     """Return an instance, and the answers to its changes. Another instance has made the others, which are False."""
     stream = Stream(64, MODEL)
