@@ -59,7 +59,6 @@ class Durations:
         self._seen = [tally.copy() for tally in self._tallies]
         self._counts = list(self.counts.values())
         self._sums_s = [0.0] * len(tallies)
-        self._answered = 0
         self._place = 0  # of the function that was called last, which is often called next
 
     @property
@@ -67,15 +66,8 @@ class Durations:
         """Return the sum of the durations of each function's calls."""
         return dict(zip(self.counts, self._sums_s, strict=True))
 
-    def observe(self, duration_s: float, answered: int) -> None:
-        """Count the calls in a batch that took `duration_s`.
-
-        :param answered: number of calls that were answered since the start. If as many are counted as it has grown by, the
-            other functions are not looked at, which takes long. A later batch finds what this leaves out
-        """
-        left, self._answered = answered - self._answered, answered
-        if not left:
-            return
+    def observe(self, duration_s: float) -> None:
+        """Count the calls in a batch that took `duration_s`."""
         tallies, seen, place = self._tallies, self._seen, self._place
         while True:
             tally = tallies[place]
@@ -84,8 +76,7 @@ class Durations:
                 seen[place] = tally.copy()
                 self._counts[place][bisect_left(DURATION_BOUNDS_S, duration_s)] += calls
                 self._sums_s[place] += calls * duration_s
-                left -= calls
-            if not left or tallies == seen:  # one comparison of all is faster than a loop
+            if tallies == seen:  # one comparison of all is faster than a loop
                 return
             self._place = place = (place + 1) % len(tallies)
 

@@ -115,7 +115,7 @@ def test_each_duration_belongs_to_one_bucket() -> None:
         tallies = store_tallies()
         durations = Durations(tallies)
         tallies["get"][OK] += 1
-        durations.observe(duration_s, 1)
+        durations.observe(duration_s)
         assert counts(durations, "get") == {index: 1}, duration_s
         assert durations.sums_s["get"] == duration_s
 
@@ -126,11 +126,11 @@ def test_a_batch_of_several_functions_and_outcomes() -> None:
     tallies["get"][OK] += 3
     tallies["get"][NONE] += 2
     tallies["set"][OTHER] += 1
-    durations.observe(2e-6, 6)
+    durations.observe(2e-6)
     tallies["get"][FAILED] += 1
     tallies["list-keys"][OK] += 4
-    durations.observe(0.3, 11)
-    durations.observe(0.4, 11)  # a read without a call
+    durations.observe(0.3)
+    durations.observe(0.4)  # a read without a call
     assert counts(durations, "get") == {1: 5, 17: 1}
     assert counts(durations, "set") == {1: 1}
     assert counts(durations, "list-keys") == {17: 4}
@@ -285,25 +285,14 @@ def test_every_number_is_exposed() -> None:
     assert pieces.value(f"{PREFIX}_watch_events_total", result="failed") == 43
 
 
-def test_a_call_that_is_answered_later_hides_no_other() -> None:
-    tallies = store_tallies()
-    durations = Durations(tallies)
-    tallies["get"][OK] += 2
-    tallies["set"][OK] += 1
-    durations.observe(0.3, 2)  # one of the gets has a large result, and is not answered yet
-    assert counts(durations, "get") == {17: 2}
-    durations.observe(0.4, 3)
-    assert counts(durations, "set") == {17: 1}
-
-
 def test_a_missing_limit_is_infinite(pieces: Pieces) -> None:
     assert pieces.value(f"{PREFIX}_memory_limit_bytes") == float("inf")
 
 
 def test_buckets_of_the_histogram_are_cumulative(pieces: Pieces) -> None:
-    for answered, duration_s in enumerate((1e-6, 2e-6, 0.9, 2.0), 1):
+    for duration_s in (1e-6, 2e-6, 0.9, 2.0):
         pieces.tallies["delete"][OK] += 2
-        pieces.durations.observe(duration_s, 2 * answered)
+        pieces.durations.observe(duration_s)
     buckets = {
         one.labels["le"]: one.value
         for one in pieces.families()[DURATION].samples
@@ -344,7 +333,7 @@ def test_promtool_finds_faults(promtool: str) -> None:
 
 def test_both_formats_have_the_same_content(pieces: Pieces) -> None:
     pieces.tallies["get"][OK] += 1
-    pieces.durations.observe(1e-5, 1)
+    pieces.durations.observe(1e-5)
     registry = CollectorRegistry()
     registry.register(Metrics(*pieces))  # without the process metrics, which change in between
     text = prometheus_client.exposition.generate_latest(registry).decode()

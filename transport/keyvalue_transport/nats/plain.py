@@ -33,8 +33,7 @@ class PlainPath:
     :param nobody: an inbox without subscribers
     :param on_step: called with each step that the core returns, after the step's messages are sent
     :param on_unsent: called with an error if messages could not be sent
-    :param on_batch: called with the time spent on the invocations of one read, in seconds, and with the number of invocations
-        that were answered since the start
+    :param on_batch: called with the time spent on the invocations of one read, in seconds
     :param tracer: finds the calls to trace; None to trace no calls
     """
 
@@ -49,7 +48,7 @@ class PlainPath:
         limits: InvocationLimits | None,
         on_step: Callable[[Step[str, Send]], None],
         on_unsent: Callable[[DisconnectedError], None],
-        on_batch: Callable[[float, int], None] | None,
+        on_batch: Callable[[float], None] | None,
         tracer: Tracer | None = None,
     ) -> None:
         self._connection = connection
@@ -189,4 +188,4 @@ class PlainPath:
     def _end_batch(self) -> None:
         began_s, self._batch_began_s = self._batch_began_s, None
         if self._on_batch is not None and began_s is not None:
-            self._on_batch(monotonic() - began_s, self.invocations.counts.answered)
+            self._on_batch(monotonic() - began_s)

@@ -58,8 +58,7 @@ CANCEL_TIMEOUT_S = 0.02
 class Server:
     """A server for instances under a prefix. Call `add` for each instance, then `start`, and finally `stop`.
 
-    :param on_batch: called with the seconds between reading a batch of invocations and writing its answers, and with the
-        number of invocations that were answered since the start
+    :param on_batch: called with the seconds between reading a batch of invocations and writing its answers
     :param tracer: finds the calls to trace; None to trace no calls
     :param encode_refusal: encodes the error of a call that is refused because of `in_flight_bytes_max`
     :raises ValueError: the prefix is not a subject, or another server uses the direct path of this connection
@@ -70,7 +69,7 @@ class Server:
         connection: Connection,
         prefix: str,
         limits: InvocationLimits | None = None,
-        on_batch: Callable[[float, int], None] | None = None,
+        on_batch: Callable[[float], None] | None = None,
         tracer: Tracer | None = None,
         encode_refusal: Callable[[str], bytes] | None = None,
     ) -> None:

@@ -151,13 +151,13 @@ def test_a_subscription_is_answered_as_long_as_it_is_routed(direct: Direct) -> N
 
 
 def test_a_batch_is_timed(direct: Direct) -> None:
-    took: list[tuple[float, int]] = []
+    took: list[float] = []
     assert direct.routes.server is not None
-    direct.routes.server = direct.routes.server._replace(on_batch=lambda *batch: took.append(batch))
+    direct.routes.server = direct.routes.server._replace(on_batch=took.append)
     frame = msg(GET, get_params(b"k"))
     assert direct.read(frame + frame, frame[:9], frame[9:]) == answer("r", b"\x00\x00") * 3
-    assert [answered for _, answered in took] == [2, 2, 3]
-    assert all(0 < seconds < 60 for seconds, _ in took)
+    assert len(took) == 3
+    assert all(0 < seconds < 60 for seconds in took)
 
 
 # One caller's frame next to another's.

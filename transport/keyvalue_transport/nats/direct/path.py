@@ -34,7 +34,7 @@ class DirectPath:
         on_step: Callable[[Step[bytes, bytes]], None],
         on_waiting: Callable[[Waiting[bytes]], None],
         on_unsent: Callable[[DisconnectedError], None],
-        on_batch: Callable[[float, int], None] | None,
+        on_batch: Callable[[float], None] | None,
         tracer: Tracer | None = None,
     ) -> None:
         self._connection = connection

@@ -175,7 +175,7 @@ class DirectProtocol(WritingProtocol):
         seconds = perf_counter() - began_s
         server = routes.server
         if server is not None and (on_batch := server.on_batch) is not None:
-            on_batch(seconds, server.invocations.counts.answered)
+            on_batch(seconds)
         flow.worked(seconds, len(buffer))
         if self._pump_due:
             self._pump_due = False

@@ -88,8 +88,7 @@ class DirectServer(NamedTuple):
 
     :ivar on_step: called with each step that the core returns, after the step's messages are added to the output
     :ivar on_waiting: called with each call that has its handshake and waits for its answer
-    :ivar on_batch: called with the seconds between reading a batch of invocations and writing its answers, and with the number
-        of invocations that were answered since the start
+    :ivar on_batch: called with the seconds between reading a batch of invocations and writing its answers
     :ivar on_lost: called with the number of messages that were not sent because the connection is lost
     :ivar tracer: finds the calls to trace; None to trace no calls
     """
@@ -98,7 +97,7 @@ class DirectServer(NamedTuple):
     replies: FrameReplies
     on_step: Callable[[Step[bytes, bytes]], None]
     on_waiting: Callable[[Waiting[bytes]], None]
-    on_batch: Callable[[float, int], None] | None = None
+    on_batch: Callable[[float], None] | None = None
     on_lost: Callable[[int], None] | None = None
     tracer: Tracer | None = None
 
