@@ -10,6 +10,7 @@ A run is a sequence of such frames of one size, which differ only in their varia
 fields in a third of the time that the regular expression takes. Runs never change a result.
 
 A server often sends an acknowledgement and the delivery of the same message in turn. So there are also runs of pairs.
+Deliveries of messages that were applied when they were acknowledged are skipped together.
 """
 
 from __future__ import annotations

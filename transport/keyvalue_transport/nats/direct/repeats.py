@@ -23,6 +23,7 @@ from keyvalue_transport.wrpc.repeated import WAITS_AGAIN
 
 __all__ = ["Repeats"]
 
+#: The step of calls that have ended, and whose results were sent.
 NOTHING: Step[bytes, bytes] = Step([])
 #: A group keeps a read of at most this size for each of its calls. If a read is larger, a run keeps a copy of its frames, if
 #: they are not larger. Otherwise, a group keeps copies of the parameters.
