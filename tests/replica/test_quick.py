@@ -10,8 +10,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from keyvalue_replica import quick
+from keyvalue_replica.answers import Barrier
 from keyvalue_replica.layout import Layout
 from keyvalue_replica.options import LinkedOptions
+from keyvalue_replica.position import Position
+from keyvalue_replica.publications import Publications, ReplicaCounts
 from keyvalue_replica.quick import Acknowledgements, Deliveries
 from tests.replica.stream_model import LAYOUT as MODEL
 from tests.replica.stream_model import Instance, Stream
@@ -184,3 +187,22 @@ def test_acknowledgements_in_turn_with_deliveries_are_taken_together() -> None:
     taken = [len(call.args[0]) for call in acknowledge_all.call_args_list]
     assert taken == [1, 19, 1, 9]  # the number of messages that are still to come has one digit at the end
     assert all(answer.done() for answer in answers)
+
+
+def test_the_delivery_of_a_barrier_shows_that_the_consumer_is_alive() -> None:
+    own, _ = changes([])
+    own.time_s = 100.0
+    own.bucket().get(b"k")
+    own.settle()
+    assert own.core.heard_s < 100.0
+    own.deliver()
+    assert own.core.heard_s == 100.0
+
+
+def test_a_barrier_with_a_sequence_that_was_used_before_means_another_stream() -> None:
+    position, reused = Position(10), list[bool]()
+    position.is_whole = True
+    publications = Publications(position, ReplicaCounts(position), lambda: reused.append(True))
+    token = publications.add_barrier(Barrier(SimpleNamespace(passing=None)), 0.0)
+    publications.deliver_barrier(token, 10, 0.0)
+    assert reused

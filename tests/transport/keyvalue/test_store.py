@@ -216,6 +216,15 @@ def test_the_gets_of_a_run_have_the_results_of_single_gets(
         assert all(0 < len(result) <= SMALL_BYTES for result in whole(results))
 
 
+def test_the_gets_of_a_run_may_have_values_of_several_sizes() -> None:
+    handlers = store_handlers(cast(StoreInterface, Values([b"", b"v", b"value"])), ParameterLimits(), TALLIES[STORE]())
+    get = cast(ForRuns, handlers["get"])
+    run = [encode_bucket_key(b"b", b"%d" % number) for number in range(10)]
+    singles = [get(CALLER, params, 0, len(params)) for params in run]
+    assert len(set(singles)) == 3
+    assert whole(get.call_run(CALLER, get.split(run))) == singles
+
+
 class Together(Noted):
     """A service that makes sets together, or begins them, and notes them. It refuses some keys."""
 
