@@ -139,7 +139,9 @@ async def test_a_stream_that_ends_too_early_is_read_again() -> None:
     wire.deliver(b"second", 2, 2)
     await serving.joined.wait()
     assert len(core.store) == 2
+    assert follower.write(b"")
     await follower.stop()
+    assert not follower.write(b"PUB late 0\r\n\r\n")
 
 
 @pytest.mark.parametrize(
