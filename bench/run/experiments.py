@@ -92,9 +92,9 @@ class Trial:
 
     def scrape(self) -> str:
         """Return the metrics of the provider. Raise LoadError if it does not answer."""
-        address = METRICS.search(self.provider.log)
+        address = self.provider.try_until(lambda: METRICS.findall(self.provider.log)[0], (IndexError,))
         try:
-            with urlopen(address[0] if address else "", timeout=SCRAPE_TIMEOUT_S) as answer:
+            with urlopen(address, timeout=SCRAPE_TIMEOUT_S) as answer:
                 return str(answer.read(), "utf-8")
         except (OSError, ValueError) as error:
             raise LoadError(f"{self.provider.name}: no metrics: {error}") from None
