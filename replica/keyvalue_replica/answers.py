@@ -28,12 +28,9 @@ class Barrier(Publication):
     __slots__ = ("_passage", "again")
 
     def __init__(self, passage: Passage) -> None:
-        # Without a call of `Publication.__init__`, for speed.
-        self._is_done, self.is_barrier, self._is_shared = False, True, True
-        self._value = self._error = self._act = self._more = None
-        self.answers = self.owner = self.reservation = self.change = None
+        Publication.__init__(self)
+        self.is_barrier = self._is_shared = True
         self.again: object = None
-        self.gaps = 0
         self._passage = passage
 
     def _end(self) -> None:

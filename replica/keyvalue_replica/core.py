@@ -244,16 +244,11 @@ class Core:
             self._applier.batch += part
 
     def deliver_barrier(self, subject: bytes, token: int, delivery: Place) -> None:
-        """Take the delivery of a barrier. Call `release` after the last one of a read. For speed, `_advance` is inlined."""
-        self.heard_s = self._outside.now_s()
-        position, (sequence, consumer_sequence, timestamp_ns, pending) = self.position, delivery
-        if not pending:
-            self.clock.note(timestamp_ns)
-        applied = position.applied
-        if position.advance(sequence, consumer_sequence, pending):
+        """Take the delivery of a barrier. Call `release` after the last one of a read."""
+        self.heard()
+        sequence, applied = delivery[0], self.position.applied
+        if self._advance(delivery):
             self._take_barrier(subject, token, sequence, sequence > applied)
-        else:
-            self._outside.follow_again("deliveries were lost")
 
     def _advance(self, place: Place, count: int = 1) -> bool:
         """Advance to a delivery. Return False, and follow the stream again, if deliveries before it were lost."""

@@ -82,7 +82,7 @@ deliveries = st.lists(
 )
 
 
-def known(kinds: list[str]) -> list[bytes]:
+def known_frames(kinds: list[str]) -> list[bytes]:
     """Return deliveries that were applied before, mostly of one size, and other frames of this size in their place."""
     frames, consumed, number, value = list[bytes](), 100, 1000, b"0123456789" * 12
     size = len(delivery(1000, b"a", value, consumed, 10, 91))
@@ -104,7 +104,7 @@ def known(kinds: list[str]) -> list[bytes]:
 
 knowns = st.lists(
     st.sampled_from(("usual",) * 30 + ("lost", "gap", "lines", "shorter", "call", "call after delivery")), max_size=40
-).map(known)
+).map(known_frames)
 rests = st.sampled_from((b"", b"MSG ", b"PING\r\n", b"MSG _INBOX.a.1 3 9"))
 
 
@@ -117,9 +117,9 @@ def read(frames: bytes, applied: int = APPLIED) -> tuple[list[int], list[tuple[A
 
 @example([delivery(988, b"a", b"v", consumed, 0, 91) for consumed in (2, 1, 1, 2)], b"", 0, APPLIED)
 @example([delivery(seq, b"a", b"v", 20, 10 if seq < 1000 else 9, 91) for seq in range(990, 1001)], b"", 0, APPLIED)
-@example(known(["usual", "usual", "shorter", "usual", "usual", "usual"]), b"", 0, 1013)
-@example(known(["usual", "usual", "usual", "gap"]), b"", 0, 1005)
-@example(known(["usual", "call after delivery", "usual", "usual", "usual"]), b"", 0, 1013)
+@example(known_frames(["usual", "usual", "shorter", "usual", "usual", "usual"]), b"", 0, 1013)
+@example(known_frames(["usual", "usual", "usual", "gap"]), b"", 0, 1005)
+@example(known_frames(["usual", "call after delivery", "usual", "usual", "usual"]), b"", 0, 1013)
 @given(acknowledgements | deliveries | knowns, rests, st.integers(0, 40), st.sampled_from((APPLIED, 1013)))
 def test_runs_never_change_a_result(frames: list[bytes], rest: bytes, cut: int, applied: int) -> None:
     whole = b"".join(frames) + rest
@@ -138,7 +138,7 @@ def test_a_run_is_taken_together() -> None:
 
 
 def test_deliveries_that_can_not_be_skipped_are_searched_once() -> None:
-    frames = b"".join(known(["lines"] * 64))
+    frames = b"".join(known_frames(["lines"] * 64))
     with patch.object(Deliveries, "_last_known", autospec=True, side_effect=Deliveries._last_known) as search:
         assert read(frames, 1100)[0] == [0, len(frames)]
     assert search.call_count == 1

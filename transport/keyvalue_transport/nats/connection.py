@@ -212,12 +212,11 @@ class Connection:
 
     def write_now(self, frames: bytes) -> bool:
         """Write PUB frames to the socket at once. Return False if they were not written, and never will be."""
-        direct, client = self.direct, self._client
-        if self._state is not ConnectionState.CONNECTED or not client.is_connected:
+        if not self.connected:
             return False
-        if direct is None:
-            return client.write_now(frames)
-        return direct.protocol is not None and direct.protocol.write_now(frames)
+        if self.direct is None:
+            return self._client.write_now(frames)
+        return self.direct.protocol is not None and self.direct.protocol.write_now(frames)
 
     async def write(self, frames: bytes) -> None:
         """Send PUB frames, which is faster than many calls of `publish`.

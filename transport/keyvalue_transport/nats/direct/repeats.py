@@ -72,21 +72,21 @@ class Repeats:
         """
         calls = [first, *rest]
         if len(buffer) <= KEPT_BYTES * len(calls):
-            self._add(again, handler, caller, head, buffer, calls, len(calls))
+            self._add(again, handler, caller, head, buffer, calls)
         else:
-            self._add(again, handler, caller, head, *copies(buffer, calls), len(calls))
+            self._add(again, handler, caller, head, *copies(buffer, calls))
 
     def add_run(
         self, again: Again, handler: ForRuns, caller: Caller, head: bytes, run: FrameRun, buffer: bytes
     ) -> None:
         """Let the calls of a run wait, like `add`."""
-        number = len(run.tails)
+        number = len(run)
         if len(buffer) > KEPT_BYTES * number:
             buffer = run.cut_out(buffer)
         if len(buffer) <= KEPT_BYTES * number:
-            self._add(again, handler, caller, head, buffer, run, number)
+            self._add(again, handler, caller, head, buffer, run)
         else:
-            self._add(again, handler, caller, head, *copies(buffer, [*run]), number)
+            self._add(again, handler, caller, head, *copies(buffer, [*run]))
 
     def _add(
         self,
@@ -96,9 +96,8 @@ class Repeats:
         head: bytes,
         buffer: bytes,
         calls: Sequence[Repeat] | FrameRun,
-        number: int,
     ) -> None:
-        invocations, source_id = self._invocations, caller.source_id
+        invocations, source_id, number = self._invocations, caller.source_id, len(calls)
         room = invocations.room(source_id)
         if room < number:
             result, number = invocations.no_place(source_id).result, max(0, room)
@@ -167,7 +166,7 @@ class Repeats:
                 params = buffer[start:end]
                 if isinstance(result, Again):
                     if result is not again:  # for something else: the policy has changed, or only the group waited
-                        self._add(result, handler, caller, head, params, [(tail, trace, 0, len(params))], 1)
+                        self._add(result, handler, caller, head, params, [(tail, trace, 0, len(params))])
                         continue
                     result = TypeError(WAITS_AGAIN)
                 step = invocations.receive(handler, head + tail, caller, params, result, monotonic(), trace)
