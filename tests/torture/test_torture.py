@@ -13,7 +13,8 @@ from tests.torture.__main__ import COMMANDS, main
 from tests.torture.calls import TTL_MS, Calls, Phase, phases
 from tests.torture.figures import MIB, Bars, Figures, Sample
 
-IMPOSSIBLE = Bars(growth_ratio=0, growth_slack_bytes=-(2**40))
+#: No provider keeps the first two. Falls are not judged, because freed memory is returned up to a second later.
+IMPOSSIBLE = Bars(growth_ratio=0, growth_slack_bytes=-(2**40), fall_bytes_min=2**40)
 
 
 def test_the_help_names_each_command(capsys: pytest.CaptureFixture[str]) -> None:
