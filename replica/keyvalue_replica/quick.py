@@ -37,6 +37,10 @@ NUMBERS = rb"(\d{1,18})\.((?!1\.)\d{1,18})\.(\d{1,19})\.(\d{1,18})"
 
 #: A run is split if a frame follows where the last one of so many would begin. Splitting a shorter run saves no time.
 RUN_FRAMES_MIN = 4
+#: Where the subject begins.
+SUBJECT_AT = len(b"MSG ")
+#: At most this number of deliveries are skipped at once. It bounds the work of a search that finds none.
+SKIPPED_MAX = 256
 #: The number of structs that are kept.
 STRUCTS_MAX = 256
 
@@ -227,16 +231,18 @@ class Deliveries:
     def _last_known(
         self, buffer: bytes, first: re.Match[bytes], at: int, frame_end: int, end: int
     ) -> tuple[int, re.Match[bytes]] | None:
-        """Return the number of further deliveries that have the first one's size and were applied, and the last of them.
+        """Return the number of further deliveries that are like the first one and were applied, and the last of them.
 
-        The frames between are not read. The consumer numbers its deliveries, so the last one's number tells how many there
-        are. Each has at least two line ends. So if there are two for each, no other frame is between them. No caller can fake
-        the last one, because the consumer's name is random.
+        The frames between are not read. Each has a payload of the first one's size at the same place, and no other line ends
+        are in them. So no payload can hold the beginning of a frame. Their subjects begin with `$`, so none is a call or an
+        acknowledgement. The consumer numbers its deliveries, so the last one's number tells whether all are there.
         """
         size, applied = frame_end - at, self._core.position.applied
-        count = min((end - at) // size - 1, applied - int(first[5]))
-        while count and not buffer.startswith(self.prefix, at + count * size):
-            count //= 2
+        count = min((end - at) // size - 1, applied - int(first[5]), SKIPPED_MAX)
+        size_at, payload_at = first.start(9) - 1 - at, first.end() - at
+        for offset in (SUBJECT_AT, *range(size_at, payload_at), size - 2, size - 1):
+            column = buffer[at + offset : at + offset + count * size + 1 : size]
+            count -= len(column.lstrip(column[:1]))
         stop = frame_end + count * size
         if (
             count
@@ -244,7 +250,6 @@ class Deliveries:
             and (last := self._match(buffer, at + count * size)) is not None
             and int(last[6]) == int(first[6]) + count
             and int(last[5]) <= applied
-            and last.end() + int(last[9]) + 2 == stop
         ):
             return count, last
         return None
