@@ -116,8 +116,9 @@ class Core:
         return self._last[0] or self.position.applied + 1
 
     def begin(self) -> None:
-        """Begin with a new consumer. The next barrier asks for an answer."""
+        """Begin with a new consumer. The next barrier asks for an answer, and earlier ones may be lost."""
         self.position.begin()
+        self._mending = None
         self.heard()
         self._barrier_delivered_s = -PROVEN_S
 
@@ -475,6 +476,8 @@ class Core:
         self.publications.expire(now_s - self.timeout_s, self.timeout_s)
         self._batches.expire(now_s, self.timeout_s)
         self._increments.expire(now_s)
+        if self.publications.has_lost_barriers(now_s - PROVEN_S):
+            self.barrier()  # its delivery answers theirs
         self.mend()
 
     def give_up(self) -> None:

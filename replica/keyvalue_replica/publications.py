@@ -47,7 +47,7 @@ Change: TypeAlias = tuple[Bucket, bytes, bytes | None]
 class ReplicaCounts:
     """Numbers since the start.
 
-    :ivar unconfirmed: changes that may or may not have been stored
+    :ivar unconfirmed: changes that may or may not have been stored, or that were not seen here in time
     :ivar refused: changes that the NATS server refused, and barriers that failed
     :ivar lost_races: increments that another instance overtook, and that were tried again
     :ivar resynchronisations: number of times that the whole bucket was read again
@@ -355,6 +355,11 @@ class Publications:
         self._barriers.append(publication)
         return self.add(publication, now_s)
 
+    def has_lost_barriers(self, before_s: float) -> bool:
+        """Return True if barriers wait for their delivery, and all were published before a time."""
+        barriers = self._barriers
+        return bool(barriers) and barriers[-1].began_s <= before_s and not all(map(Publication.done, barriers))
+
     def deliver_barrier(self, token: int, sequence: int, now_s: float) -> bool:
         """Take the delivery of a barrier of ours. All earlier ones have lower sequences.
 
@@ -400,13 +405,17 @@ class Publications:
 
     def _fail(self, publication: Publication, error: StoreError) -> None:
         del self._unacknowledged[publication.token]
+        self._give_up(publication, error)
+        if publication.owner is not None:
+            publication.owner.failed()
+
+    def _give_up(self, publication: Publication, error: StoreError) -> None:
+        """Answer a publication with an error, and count it."""
         if isinstance(error, UnknownOutcomeError):
             self._counts.unconfirmed += 1
         else:
             self._counts.refused += 1
         publication.fail(error)
-        if publication.owner is not None:
-            publication.owner.failed()
 
     def fail(self, publication: Publication | SetRun, error: StoreError) -> None:
         """End a publication, or the sets of a run, that wait for their acknowledgement."""
@@ -438,9 +447,14 @@ class Publications:
         if any(publication.began_s <= before_s for _, _, publication in acknowledged):
             self._acknowledged = deque(entry for entry in acknowledged if entry[2].began_s > before_s)
             for _, _, publication in acknowledged:
-                if publication.began_s <= before_s:
-                    publication.fail(UnknownOutcomeError(f"it is stored, but has not arrived here {late}"))
+                if publication.is_barrier and publication.began_s <= before_s:
+                    self._give_up(publication, unknown_outcome(publication, f"a change has not arrived here {late}"))
+                elif publication.began_s <= before_s:
+                    self._give_up(publication, UnknownOutcomeError(f"it is stored, but has not arrived here {late}"))
 
     def restart(self) -> None:
-        """Forget which sequences are known, because the stream is read again."""
+        """Forget which sequences are known, because the stream is read again, or another one."""
         self._highest = 0
+        acknowledged, self._acknowledged = self._acknowledged, deque()
+        for _, _, publication in acknowledged:
+            self._give_up(publication, unknown_outcome(publication, "the whole KV bucket is read again"))

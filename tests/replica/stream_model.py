@@ -304,7 +304,7 @@ class Instance:
             self.to_deliver = deque(range(core.next_sequence(), self.last + 1))
         self.seen = self.last
         self.consumed = 0
-        core.position.begin()
+        core.begin()
         core.position.expect(self.pending())
         if not self.pending():
             core.mend()

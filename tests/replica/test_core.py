@@ -470,6 +470,65 @@ def test_a_sequence_that_is_used_again_means_another_stream() -> None:
     assert dict(instance.core.store.bucket(b"b").items()) == other.states[-1] == {b"k": b"4"}
 
 
+@pytest.mark.parametrize("is_followed_again", [False, True])
+def test_a_read_whose_barrier_is_lost_gets_its_answer_from_the_next_barrier(is_followed_again: bool) -> None:
+    instance = Instance(Stream(64), "i", replicas=3)
+    instance.finish()
+    instance.core.position.tear()
+    kept, instance.stream = instance.stream, Stream(64)  # what it publishes is lost
+    read = Asked("get", b"k", None, instance.bucket().get(b"k"), instance)
+    instance.core.mend()
+    instance.settle()
+    instance.answers.clear()
+    instance.time_s = 0.9
+    instance.core.tick()
+    assert not instance.due  # it may still arrive
+    instance.stream, instance.time_s = kept, 1.0
+    if is_followed_again:
+        instance.follow(whole=False)
+    else:
+        instance.core.tick()
+    instance.finish()
+    assert instance.core.position.is_whole
+    assert read.is_done and read.found is None
+    assert not instance.core.counts.refused
+
+
+def test_a_read_is_refused_if_the_changes_before_its_barrier_do_not_arrive() -> None:
+    stream = Stream(64)
+    instance = Instance(stream, "i", replicas=3)
+    instance.finish()
+    instance.core.position.tear()
+    instance.time_s = 1.0  # so long after the last one, a barrier asks for an acknowledgement
+    read = Asked("get", b"k", None, instance.bucket().get(b"k"), instance)
+    change = Asked("set", b"k", b"v", instance.bucket().set(b"k", b"v"), instance)
+    instance.settle()
+    while instance.acknowledge():
+        pass
+    instance.time_s += TIMEOUT_S
+    instance.core.tick()
+    assert isinstance(read.found, NotStoredError)
+    assert isinstance(change.found, UnknownOutcomeError)
+    assert (instance.core.counts.refused, instance.core.counts.unconfirmed) == (1, 1)
+
+
+def test_no_change_is_confirmed_because_another_stream_reaches_its_sequence() -> None:
+    instance = Instance(Stream(64), "i", replicas=3)
+    instance.finish()
+    instance.core.position.tear()
+    lost = Asked("set", b"k", b"lost", instance.bucket().set(b"k", b"lost"), instance)
+    instance.settle()
+    while instance.acknowledge():
+        pass
+    instance.stream = Stream(64)
+    instance.follow(whole=True)
+    for number in range(9):
+        instance.bucket().set(b"%d" % number, b"")
+        instance.finish()
+    assert isinstance(lost.found, UnknownOutcomeError)
+    assert not len(instance.core.publications)
+
+
 def test_messages_of_other_clients_may_expire_or_replace_the_whole_stream() -> None:
     stream = Stream(64)
     instance = Instance(stream, "i")

@@ -81,7 +81,11 @@ def replica_metrics(replica: Replica, confirmations: Confirmations) -> Iterable[
     for name, what, value in (
         ("torn_seconds", "Time in which an older change may have been missing.", replica.torn_s),
         ("torn", "Times that an older change may have been missing.", counts.torn),
-        ("unconfirmed", "Changes that may or may not have been stored.", counts.unconfirmed),
+        (
+            "unconfirmed",
+            "Changes that may or may not have been stored, or were not seen here in time.",
+            counts.unconfirmed,
+        ),
         ("refused", "Changes that the NATS server refused, and barriers that failed.", counts.refused),
         ("lost_races", "Increments that another instance overtook.", counts.lost_races),
         ("resynchronisations", "Times that the whole bucket was read.", counts.resynchronisations),
