@@ -15,7 +15,7 @@ from keyvalue_transport.nats.direct import protocol as protocol_module
 from keyvalue_transport.nats.direct import window as window_module
 from keyvalue_transport.nats.direct import writing_protocol
 from keyvalue_transport.nats.direct.frames import LINE_BYTES_MAX
-from keyvalue_transport.nats.direct.protocol import OUTPUT_BYTES
+from keyvalue_transport.nats.direct.protocol import OUTPUT_BYTES, DirectProtocol
 from keyvalue_transport.nats.direct.read_flow import PARTIAL_BYTES, SLICE_BYTES, TURN_S, ReadFlow
 from keyvalue_transport.nats.direct.routes import DirectRoutes, Frames, InOrder
 from keyvalue_transport.nats.replies import Send
@@ -499,3 +499,22 @@ def test_what_the_end_of_a_read_asks_for_needs_no_further_read(loop: asyncio.Abs
     direct.protocol.data_received(msg(OTHERS, b""))
     loop.run_until_complete(asyncio.sleep(0))
     assert done
+
+
+def test_a_fault_at_the_end_of_a_read_ends_neither_the_connection_nor_the_rest(
+    direct: Direct, caplog: pytest.LogCaptureFixture
+) -> None:
+    done: list[bool] = []
+
+    def handle(*_: bytes) -> None:
+        direct.routes.call_soon(lambda: done[0])  # type: ignore[arg-type]
+        direct.routes.call_soon(lambda: done.append(True))
+
+    direct.routes.add(OTHERS, Frames(handle))
+    direct.protocol.data_received(msg(OTHERS, b""))
+    assert done
+    assert "the end of a read was not handled" in caplog.text
+
+
+def test_a_protocol_has_so_few_attributes_that_python_reads_them_fast(loop: asyncio.AbstractEventLoop) -> None:
+    assert len(vars(DirectProtocol(asyncio.StreamReader(loop=loop), DirectRoutes(), loop))) <= 29

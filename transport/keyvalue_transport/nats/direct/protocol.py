@@ -96,7 +96,7 @@ class DirectProtocol(WritingProtocol):
         """Start with a new connection. asyncio calls this, or `DirectTransport` after a TLS upgrade."""
         self._socket = transport  # type: ignore[assignment]
         self._routes.protocol = self
-        self._flow = ReadFlow(transport, self._loop_of_writes, self._go_on)  # type: ignore[arg-type]
+        self._flow = ReadFlow(transport, self._loop, self._go_on)  # type: ignore[arg-type]
         super().connection_made(self._flow)  # type: ignore[arg-type] # the reader pauses and resumes `_flow`
 
     def follow(self, info: bytes) -> None:
@@ -165,7 +165,7 @@ class DirectProtocol(WritingProtocol):
         try:
             self._parse(buffer)
             if routes.ending:
-                routes.end_read(self._loop_of_writes)
+                routes.end_read(self._loop)
         finally:
             self._is_parsing = routes.is_parsing = False
         if self._later:

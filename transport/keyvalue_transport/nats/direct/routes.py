@@ -209,10 +209,13 @@ class DirectRoutes:
             self.protocol.call_soon(act)
 
     def end_read(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Call the functions in `ending`, because a read has been parsed. They must not raise."""
+        """Call the functions in `ending`, because a read has been parsed."""
         ending, self.ending = self.ending, []
         for act in ending:
-            act()
+            try:
+                act()
+            except Exception:  # it must not end the connection
+                log.exception("the end of a read was not handled")
         if self.ending:  # what these have added must not wait for the next read
             ending, self.ending = self.ending, []
             for act in ending:

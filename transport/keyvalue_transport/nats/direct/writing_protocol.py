@@ -22,7 +22,7 @@ class WritingProtocol(asyncio.StreamReaderProtocol):
 
     def __init__(self, reader: asyncio.StreamReader, routes: DirectRoutes, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(reader, loop=loop)
-        self._loop_of_writes = loop
+        self._loop = loop  # asyncio's name for it, so this adds no attribute
         self._routes = routes
         self._socket: Writable | None = None
         self._flow: ReadFlow | None = None
@@ -61,13 +61,13 @@ class WritingProtocol(asyncio.StreamReaderProtocol):
             self._delayed.add_late(frames)
             return True
         if not (self._later or self._is_parsing):
-            self._loop_of_writes.call_soon(self._write_later)
+            self._loop.call_soon(self._write_later)
         self._later += frames
         return True
 
     def call_soon(self, act: Callable[[], None]) -> None:
         """Call `act` in the next turn of the event loop."""
-        self._loop_of_writes.call_soon(act)
+        self._loop.call_soon(act)
 
     def flush(self) -> None:
         """Write everything given to `send`, and the rest of a large result. The server calls this when it stops."""
