@@ -1,6 +1,6 @@
 """The core of the replicated store: deliveries and acknowledgements go in, frames to publish and answers come out.
 
-    publish_...   adds a frame to the output, which `flush` writes once in each turn of the event loop
+    publish_...   adds a frame to the output, which `flush` writes once for each read of the connection
     deliver       applies a message of the stream to the engine
     acknowledge   takes the stream's answer to a message of ours
     barrier       returns an answer that comes once everything stored so far is applied here
@@ -10,7 +10,7 @@ in one thread.
 
 **The rule.** A message of ours is answered when it has sequence S in the stream, and the position is whole and has
 reached S (`position.py`). Then the engine holds this change and all before it. A barrier is a message that stores
-nothing. All reads that arrive in one turn share a barrier, which is published after they arrived.
+nothing. Reads that arrive together share a barrier, which is published after they arrived.
 """
 
 from __future__ import annotations
@@ -402,7 +402,7 @@ class Core:
         return self._outside.now_s()
 
     def barrier(self) -> Barrier:
-        """Return an answer that comes once all changes that are stored before the next turn are applied here."""
+        """Return an answer that comes once all changes that are stored by now are applied here."""
         publication = self._barrier
         if publication is None:
             publication = self._barrier = Barrier(self)
@@ -423,7 +423,7 @@ class Core:
         self.barrier().add_done_callback(end)
 
     def call_later(self, delay_s: float, act: Callable[[], None]) -> None:
-        """Call `act` once, after the delay. With a delay of 0, call it in the next turn of the event loop."""
+        """Call `act` once, after the delay. With a delay of 0, call it as `Outside.call_soon` does."""
         if delay_s:
             self._outside.call_later(delay_s, act)
         else:
@@ -434,7 +434,7 @@ class Core:
         self._applier.on_delete = report
 
     def flush_soon(self, delay_s: float = 0.0) -> None:
-        """Call `flush` in the next turn of the event loop, or after a delay."""
+        """Call `flush` as `Outside.call_soon` does, or after a delay."""
         if delay_s:
             self._outside.call_later(delay_s, self.flush)
         elif not self._is_due:

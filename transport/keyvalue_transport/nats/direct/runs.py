@@ -94,7 +94,7 @@ def answers_of_run(
     :param begun: the bytes before each of the three tails in an answer
     :param tails: the tails of the calls' reply subjects
     :param of_all: the bytes with which all results begin; if there are any, all results have the same size
-    :param rests: the rest of each result. With `of_all`, it has 1 to SMALL - 1 bytes
+    :param rests: the rest of each result, at least one. With `of_all`, it has 1 to SMALL - 1 bytes
     """
     pub, handshake, next_pub = begun
     line = RESULT_LINES[len(of_all) + len(rests[0])] + of_all
