@@ -23,7 +23,7 @@ from keyvalue_replica.clock import ServerClock
 from keyvalue_replica.company import Company, Serving
 from keyvalue_replica.core import Core
 from keyvalue_replica.errors import StreamError, UnavailableError
-from keyvalue_replica.layout import Layout
+from keyvalue_replica.layout import NS_PER_S, Layout
 from keyvalue_replica.old_barriers import OldBarriers
 from keyvalue_replica.options import ReplicaOptions
 from keyvalue_replica.plain_layout import PlainLayout
@@ -31,6 +31,7 @@ from keyvalue_replica.publications import ReplicaCounts
 from keyvalue_replica.pulse import why_lost
 from keyvalue_replica.stream import (
     AGE_CHANGED,
+    AWAY,
     Api,
     ApiError,
     StreamState,
@@ -102,7 +103,7 @@ class Follower:
         self._must_read_again = False
         self._broken = asyncio.Event()
         self._why = ""
-        self._left_s = monotonic()  # when the stream was last followed
+        self._seen_ns = 0  # the server's time when the stream was last followed
         self._consumer = ""
         self._listening: asyncio.Task[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -130,6 +131,7 @@ class Follower:
             assert self.layout.bucket is not None
             store.set_secret(self.layout.bucket, state.secret)
         clock.note(state.now_ns)
+        self._seen_ns = state.now_ns
         self._options = replace(self._options, secret=state.secret)  # for a bucket that is created again
         self._message_bytes_max = state.message_bytes_max
         self.created, self._stream_bytes = state.created, state.size
@@ -321,10 +323,7 @@ class Follower:
         )
         await serving.join()
         self._caught_up.set()
-        try:
-            await self._watch()
-        finally:
-            self._left_s = monotonic()
+        await self._watch()
 
     async def _begin_following(self) -> None:
         """Follow the stream from the position, or read all of it. Return when nothing is missing.
@@ -341,7 +340,7 @@ class Follower:
         self._check_import(state)
         core = self.core
         why = state.why_read_again(
-            self.created, core.position.applied, monotonic() - self._left_s, self.layout.max_age_ns
+            self.created, core.position.applied, self._away_s(state), self.layout.max_age_ns
         )
         if why and not self._must_read_again:
             log.warning("replica: reading the whole bucket again: %s", why)
@@ -357,6 +356,11 @@ class Follower:
             self._must_read_again = False
         await self._consume()
         await self._catch_up()
+        self._seen_ns = state.now_ns
+
+    def _away_s(self, state: StreamState) -> float:
+        """Return for how long the instance may have missed changes. A process may have stood still without noticing it."""
+        return (state.now_ns - self._seen_ns) / NS_PER_S - 2 * self._look_s
 
     async def _end_consumer(self) -> None:
         """Take no more deliveries of the last consumer."""
@@ -431,6 +435,10 @@ class Follower:
         self._check_import(state)
         core = self.core
         core.clock.note(state.now_ns)
+        if state.has_lost_deletes(self._away_s(state)):
+            self._must_read_again = True
+            raise _Broken(AWAY)
+        self._seen_ns = state.now_ns
         self._note_allowed(state)
         await self._old_barriers.remove(core.position.applied)
         if (state.replicas == 1) != core.position.trusts_pending:

@@ -21,6 +21,7 @@ from keyvalue_replica.options import ReplicaOptions
 
 __all__ = [
     "AGE_CHANGED",
+    "AWAY",
     "Api",
     "ApiError",
     "Requests",
@@ -43,6 +44,7 @@ KEYS, PLAIN = "wrpc-keyvalue-keys", "plain"
 NO_STREAM = 10059
 NO_PEERS = 10005
 AGE_CHANGED = "max_age of the stream was changed"
+AWAY = "the instance was away for too long"
 #: The status of errors that may go away.
 UNAVAILABLE = 503
 NAME_IN_USE = 10058
@@ -179,7 +181,7 @@ class StreamState:
         """Return why an instance can't go on from its position, or "" if it can.
 
         :param applied: the last sequence that it has applied
-        :param away_s: seconds since it last followed the stream
+        :param away_s: seconds since it last followed the stream, at the server
         """
         if self.created != created:
             return "the stream was created again or restored"
@@ -187,10 +189,14 @@ class StreamState:
         # really lost, the next barrier gets a sequence that was used before.
         if self.last_sequence < applied and self.replicas == 1:
             return f"the stream ends at message {self.last_sequence}, but {applied} was applied"
-        kept_s = min(MARKER_S, self.max_age_ns / NS_PER_S or MARKER_S)  # how long a delete stays in the stream
-        if away_s > kept_s / 2:
-            return "the instance was away for too long"
+        if self.has_lost_deletes(away_s):
+            return AWAY
         return AGE_CHANGED if self.max_age_ns != max_age_ns else ""
+
+    def has_lost_deletes(self, away_s: float) -> bool:
+        """Return True if deletes that were stored since this time may be gone."""
+        kept_s = min(MARKER_S, self.max_age_ns / NS_PER_S or MARKER_S)
+        return away_s > kept_s / 2
 
 
 async def open_stream(api: Api, layout: Layout, options: ReplicaOptions, importing: str = "") -> StreamState:

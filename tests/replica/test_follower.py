@@ -37,6 +37,8 @@ class Wire:
     :ivar on_the_way: called while a subscription ends
     :ivar on_request: called with each request
     :ivar late: number of consumers that are created without an answer in time
+    :ivar last_sequence: that of the stream's last message
+    :ivar time: the server's
     :ivar consumers: the configurations of all consumers that were created
     """
 
@@ -46,7 +48,8 @@ class Wire:
     def __init__(self) -> None:
         self.on_the_way: Callable[[], None] = lambda: None
         self.on_request: Callable[[], None] = lambda: None
-        self.late = 0
+        self.late = self.last_sequence = 0
+        self.time = "2026-01-01T00:00:01Z"
         self.consumers: list[dict[str, Any]] = []
         self.on_lost: list[Callable[[], None]] = []
         self.created = asyncio.Event()
@@ -76,10 +79,10 @@ class Wire:
 
     async def request(self, subject: str, payload: bytes, timeout_s: float) -> bytes:
         self.on_request()
-        state = {"first_seq": 1, "last_seq": 0, "messages": 0, "num_subjects": 0}
+        state = {"first_seq": 1, "last_seq": self.last_sequence, "messages": 0, "num_subjects": 1}
         answer: dict[str, Any] = {
             "created": "2026-01-01T00:00:00Z",
-            "ts": "2026-01-01T00:00:01Z",
+            "ts": self.time,
             "config": self.config_of(subject.split(".")[-1]),
             "state": state,
         }
@@ -142,6 +145,25 @@ async def test_a_stream_that_ends_too_early_is_read_again() -> None:
     assert follower.write(b"")
     await follower.stop()
     assert not follower.write(b"PUB late 0\r\n\r\n")
+
+
+@pytest.mark.timeout(30)
+async def test_an_instance_that_stood_still_for_long_reads_everything_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not told that deletes are missing, and its own clock may have stood still, too."""
+    monkeypatch.setattr("keyvalue_replica.follower.LOOK_S", 0.01)
+    wire, serving = Wire(), Serving()
+    follower = Follower(cast(Any, wire), ReplicaOptions("kv"))
+    await follower.open(StoreOptions(), 1)
+    follower.start(serving)
+    await wire.created.wait()
+    wire.last_sequence = 1
+    wire.deliver(b"first", 1, 1)
+    await serving.joined.wait()
+    wire.created.clear()
+    wire.time = "2026-01-01T00:30:02Z"
+    await wire.created.wait()
+    assert [consumer["deliver_policy"] for consumer in wire.consumers] == ["last_per_subject"] * 2
+    await follower.stop()
 
 
 @pytest.mark.parametrize(
