@@ -97,7 +97,6 @@ REASONS = {
         company.py        tests/integration/test_shared_buckets.py  what followers of real streams share
         errors.py         test_core.py                             each is the answer to a call
         importing.py      tests/integration/test_moving.py         it needs a real server
-        increments.py     test_core.py                             the model has increments that overtake each other
         kv_stores.py      tests/integration/test_shared_buckets.py  it joins stores that need a real server
         options.py        tests/integration/test_replicated.py     each changes how a bucket is opened
         outgoing.py       test_core.py                             each message of the model is one
@@ -107,8 +106,8 @@ REASONS = {
         promise.py        test_core.py                             each answer is one
         publications.py   test_core.py                             the model loses their acknowledgements
         rehearsal.py      tests/integration/test_shared_buckets.py  that nothing is created needs a real server
-        reservations.py   test_core.py                             limits count what is in flight
-        sequences.py      test_core.py                             increments need them
+        reservations.py   test_increments.py                       limits count what is in flight
+        sequences.py      test_increments.py                       increments need them
         stream.py         tests/integration/test_replicated.py     it needs a real server
         waiting_bucket.py  tests/integration/test_shared_buckets.py  it waits for a real server
         watched_bucket.py  tests/integration/test_plain_watch.py    it needs a real server

@@ -25,6 +25,9 @@ Headed: TypeAlias = tuple[Message, bytes, bool]
 ANY = BucketOptions(key_bytes_max=LENGTH_MAX, value_bytes_max=LENGTH_MAX, strict_buckets=False)
 #: Number of handles that are kept.
 HANDLES_MAX = 1_024
+#: A kept deadline with more digits is ignored. It is in nanoseconds since 1970.
+DEADLINE_DIGITS_MAX = 19
+DEADLINE_NS_MAX = 2**63 - 1
 #: Number of keys that are removed at a time.
 EMPTIED_KEYS = 10_000
 
@@ -203,7 +206,9 @@ class Applier:
         if ttl_ns is None:
             handle.set(key, payload)
         else:
-            handle.set_until(key, payload, timestamp_ns + ttl_ns)
+            kept_ns = headers.get(b"kv-deadline-ns", b"")
+            is_kept = kept_ns.isdigit() and len(kept_ns) <= DEADLINE_DIGITS_MAX and not self._layout.max_age_ns
+            handle.set_until(key, payload, min(int(kept_ns), DEADLINE_NS_MAX) if is_kept else timestamp_ns + ttl_ns)
 
     def _handle_of(self, token: bytes) -> Bucket:
         """Return the handle of the bucket that a token names.

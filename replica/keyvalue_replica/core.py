@@ -383,9 +383,11 @@ class Core:
         """Store entries together if all their keys are missing. The answer is True if they were stored."""
         return Creation(self, self._sequences, handle, messages, reserve, self.now_s() + self.timeout_s)
 
-    def publish_entry(self, subject: bytes, entry: Entry | None, sequence: int, publication: Publication) -> None:
+    def publish_entry(
+        self, subject: bytes, entry: Entry | None, sequence: int, publication: Publication, keeps: bool = False
+    ) -> None:
         """Publish a key's new entry, or its delete, if the sequence of its last message is `sequence`."""
-        message = self.delete_message(subject) if entry is None else Outgoing.of(subject, entry, self.clock())
+        message = self.delete_message(subject) if entry is None else Outgoing.of(subject, entry, self.clock(), keeps)
         self.publish_as(after_sequence(message, sequence), publication)
 
     def publish_delete(self, subject: bytes, sequence: int, publication: Publication) -> None:
@@ -492,6 +494,7 @@ class Core:
         self._last = (0, 0)
         self.position.tear()
         self.publications.restart()
+        self._increments.restart()
         self._sequences.clear()
         self._applier.forget()
         self.counts.resynchronisations += 1

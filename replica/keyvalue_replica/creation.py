@@ -120,13 +120,13 @@ class Creation(Promise):
             probe = Publication()
             probe.is_barrier = True  # it stores nothing
             probe.answers = [(self, None)]
-            probe.owner = Probe(self, message.subject)
+            probe.owner = Probe(self, message.subject, self._sequences.get(message.subject))
             self._publisher.publish_as(after_sequence(Outgoing(message.subject), NEVER), probe)
 
-    def learn(self, subject: bytes, last_sequence: int | None) -> None:
+    def learn(self, subject: bytes, last_sequence: int | None, expected: int) -> None:
         """Take the answer to a probe. After the last one, look again."""
         if last_sequence is not None:
-            self._sequences.learn(subject, last_sequence)
+            self._sequences.learn(subject, last_sequence, expected)
         self._probes -= 1
         if not self._probes:
             self._publisher.call_later(RETRY_S, lambda: self._publisher.after_barrier(self._look))
@@ -135,9 +135,10 @@ class Creation(Promise):
 class Probe:
     """The owner of a probe."""
 
-    def __init__(self, creation: Creation, subject: bytes) -> None:
+    def __init__(self, creation: Creation, subject: bytes, expected: int) -> None:
         self._creation = creation
         self._subject = subject
+        self._expected = expected
 
     def acknowledged(self, sequence: int) -> None:
         """A probe is never stored."""
@@ -145,7 +146,7 @@ class Probe:
 
     def overtaken(self, last_sequence: int | None) -> None:
         """Pass on the last sequence of the key."""
-        self._creation.learn(self._subject, last_sequence)
+        self._creation.learn(self._subject, last_sequence, self._expected)
 
     def failed(self) -> None:
         """Do nothing. The answer is the error."""

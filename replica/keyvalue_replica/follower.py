@@ -339,9 +339,7 @@ class Follower:
             state = await open_stream(self.api, self.layout, self._options)
         self._check_import(state)
         core = self.core
-        why = state.why_read_again(
-            self.created, core.position.applied, self._away_s(state), self.layout.max_age_ns
-        )
+        why = state.why_read_again(self.created, core.position.applied, self._away_s(state), self.layout.max_age_ns)
         if why and not self._must_read_again:
             log.warning("replica: reading the whole bucket again: %s", why)
             self._must_read_again = True

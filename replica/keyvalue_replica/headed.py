@@ -31,7 +31,7 @@ HEADERS = (
     rb"NATS/1\.0\r\n"
     rb"(?:Nats-Batch-Id: ([!-~]+)\r\nNats-Batch-Sequence: (\d+)\r\n)?"
     rb"(?:Nats-Expected-Last-Subject-Sequence: \d+\r\n)?"
-    rb"(?:Kv-Ttl-Ms: (\d{1,18})\r\nNats-TTL: \d+s\r\nNats-Rollup: sub\r\n"
+    rb"(?:Kv-Ttl-Ms: (\d{1,18})\r\n(?:Kv-Deadline-Ns: (\d{1,19})\r\n)?Nats-TTL: \d+s\r\nNats-Rollup: sub\r\n"
     rb"|KV-Operation: (DEL|PURGE)\r\n(?:Nats-TTL: \d+s\r\nNats-Marker-Reason: Remove\r\n)?(?:Nats-Rollup: sub\r\n)?)?"
     rb"(Nats-Batch-Commit: 1\r\n)?"
     rb"\r\n"
@@ -44,7 +44,7 @@ NO_HEADERS: Mapping[bytes, bytes] = {}
 
 def read_headed(found: re.Match[bytes], buffer: bytes, end: int) -> tuple[Headed, int] | None:
     """Return a delivery and the offset after its frame, or None if the frame is incomplete or its sizes are wrong."""
-    subject, _, sequence, consumed, timestamp, pending, head, size, batch_id, _, ttl_ms, deletion, commit = (
+    subject, _, sequence, consumed, timestamp, pending, head, size, batch_id, _, ttl_ms, until_ns, deletion, commit = (
         found.groups()
     )
     at, head_bytes = found.end(), int(head)
@@ -54,6 +54,8 @@ def read_headed(found: re.Match[bytes], buffer: bytes, end: int) -> tuple[Headed
     headers = NO_HEADERS
     if ttl_ms is not None:
         headers = {b"kv-ttl-ms": ttl_ms}
+        if until_ns is not None:
+            headers[b"kv-deadline-ns"] = until_ns
     elif deletion is not None:
         headers = {b"kv-operation": deletion}
     place = int(sequence), int(consumed), int(timestamp), int(pending)

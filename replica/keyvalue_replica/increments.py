@@ -17,9 +17,11 @@ from collections.abc import Callable
 from typing import Protocol, TypeAlias
 
 from keyvalue_engine import Bucket
-from keyvalue_engine.entry import Entry, value_of
-from keyvalue_replica.errors import NotStoredError
+from keyvalue_engine.entry import Entry, unless_expired, value_of
+from keyvalue_engine.room import growth_of
+from keyvalue_replica.errors import NotStoredError, UnknownOutcomeError
 from keyvalue_replica.publications import Answer, Publication, ReplicaCounts, answer_with
+from keyvalue_replica.reservations import Reservations
 from keyvalue_replica.sequences import NO_MESSAGE, UNKNOWN, Sequences
 
 __all__ = ["Counter", "Increment", "Increments", "Publisher", "Step"]
@@ -31,6 +33,7 @@ TOGETHER_MAX = 4_096
 TOGETHER_BYTES = 1024 * 1024
 #: Seconds until the next try if the server does not say which message was in the way.
 RETRY_S = 0.003
+UNCONFIRMED = "the change may or may not have been stored: JetStream was too slow (jetstream_timeout_ms)"
 LATE = "other instances changed this key again and again (jetstream_timeout_ms): nothing was stored"
 
 
@@ -59,7 +62,15 @@ class Increment:
 class Publisher(Protocol):
     """What increments need from the core."""
 
-    def publish_entry(self, subject: bytes, entry: Entry | None, sequence: int, publication: Publication) -> None:
+    reservations: Reservations
+
+    @property
+    def clock(self) -> Callable[[], int]:
+        """Return a function that returns the server's time in nanoseconds."""
+
+    def publish_entry(
+        self, subject: bytes, entry: Entry | None, sequence: int, publication: Publication, keeps_deadline: bool, /
+    ) -> None:
         """Publish a key's new entry, or its delete, if the sequence of its last message is `sequence`."""
 
     def has_passed(self, sequence: int) -> bool:
@@ -75,6 +86,7 @@ class Publisher(Protocol):
 class Counter:
     """A key whose increments wait. It owns the publication of their sum.
 
+    :ivar expected: the sequence that was known when the sum was published
     :ivar needed: the sequence that must have been applied before the next try
     :ivar ahead: the sequence and the entry of our own last sum, which may not have been applied yet
     """
@@ -82,6 +94,7 @@ class Counter:
     __slots__ = (
         "_increments",
         "ahead",
+        "expected",
         "handle",
         "is_published",
         "key",
@@ -101,7 +114,7 @@ class Counter:
         self.taken: list[Increment] = []  # the increments of the publication
         self.next: Entry | None = None  # what the publication stores
         self.is_published = False
-        self.needed = 0
+        self.needed = self.expected = 0
         self.ahead: tuple[int, Entry | None] | None = None
 
     def acknowledged(self, sequence: int) -> None:
@@ -161,7 +174,7 @@ class Increments:
         if self._sequences.get(counter.subject) != UNKNOWN:
             self._counts.lost_races += 1
         if last_sequence is not None:
-            self._sequences.learn(counter.subject, last_sequence)
+            self._sequences.learn(counter.subject, last_sequence, counter.expected)
 
     def publish_ready(self, now_s: float) -> None:
         """Publish the sums of the counters that can go on. An increment whose time limit has passed gets an error."""
@@ -180,17 +193,26 @@ class Increments:
                 self.ready[subject] = counter  # until the position has passed
 
     def expire(self, now_s: float) -> None:
-        """Fail the increments whose time is over. O(counters that wait)."""
+        """Fail the increments whose time is over. O(counters and increments that wait)."""
         for counter in self.counters.values():
+            for increment in counter.taken:
+                if increment.ends_s <= now_s and not increment.answer.done():
+                    increment.answer.set_exception(UnknownOutcomeError(UNCONFIRMED))
             waiting = counter.waiting
             while waiting and (waiting[0].ends_s <= now_s or waiting[0].answer.done()):
                 answer = waiting.popleft().answer
                 if not answer.done():
                     answer.set_exception(NotStoredError(LATE))
 
+    def restart(self) -> None:
+        """Forget which sequences are known, because the stream is read again, or another one."""
+        for counter in self.counters.values():
+            counter.needed, counter.ahead = 0, None
+
     def _publish(self, counter: Counter, now_s: float) -> None:
         """Publish what the increments that wait make of the entry. If they change nothing, confirm that it is the latest."""
         sequence, entry = self._base(counter)
+        before = entry
         publication = Publication()
         publication.answers = answers = []
         is_changed, made_bytes = False, 0
@@ -219,7 +241,11 @@ class Increments:
             counter.next = entry
             counter.is_published = True
             publication.owner = counter
-            self._publisher.publish_entry(counter.subject, entry, sequence, publication)
+            keeps = isinstance(entry, tuple) and isinstance(before, tuple) and entry[1] == before[1]
+            if entry is not None:
+                growth = growth_of(counter.key, counter.handle.entry(counter.key), entry)  # it was checked
+                publication.reservation = self._publisher.reservations.hold(counter.handle.name, growth)
+            self._publisher.publish_entry(counter.subject, entry, sequence, publication, keeps)
         elif counter.taken:
             self._confirm(counter)
         else:
@@ -243,9 +269,10 @@ class Increments:
 
     def _base(self, counter: Counter) -> tuple[int, Entry | None]:
         """Return the sequence and the entry that the next sum starts from."""
-        known = self._sequences.watch(counter.subject)
+        known = counter.expected = self._sequences.watch(counter.subject)
         if counter.ahead is not None and counter.ahead[0] > known:
-            return counter.ahead
+            sequence, entry = counter.ahead
+            return sequence, unless_expired(entry, self._publisher.clock())
         if known == NO_MESSAGE:
             return 0, None
         return max(known, 0), counter.handle.entry(counter.key)

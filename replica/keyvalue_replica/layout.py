@@ -158,10 +158,15 @@ class Layout:
         return self.barriers + instance.encode()
 
 
-def ttl_headers(ttl_ms: int) -> bytes:
-    """Return the header lines of a key that expires."""
+def ttl_headers(ttl_ms: int, deadline_ns: int | None = None) -> bytes:
+    """Return the header lines of a key that expires.
+
+    :param deadline_ns: the deadline that the key had before and keeps. Without it, each change would move the deadline by
+        the time that the message takes to the server
+    """
     seconds = min(-(-ttl_ms // 1000), TTL_S_MAX)
-    return b"Kv-Ttl-Ms: %d\r\nNats-TTL: %ds\r\nNats-Rollup: sub\r\n" % (ttl_ms, seconds)
+    kept = b"" if deadline_ns is None else b"Kv-Deadline-Ns: %d\r\n" % deadline_ns
+    return b"Kv-Ttl-Ms: %d\r\n%bNats-TTL: %ds\r\nNats-Rollup: sub\r\n" % (ttl_ms, kept, seconds)
 
 
 def delete_headers(kept_s: int) -> bytes:

@@ -34,13 +34,16 @@ class Outgoing(NamedTuple):
         return b"HPUB %b%b %b %b\r\n%b%b\r\n" % (to_domain, subject, reply, sizes, block, payload)
 
     @classmethod
-    def of(cls, subject: bytes, entry: Entry, now_ns: int) -> Outgoing:
-        """Return the message that sets an entry."""
+    def of(cls, subject: bytes, entry: Entry, now_ns: int, keeps_deadline: bool = False) -> Outgoing:
+        """Return the message that sets an entry.
+
+        :param keeps_deadline: True if the key had the same deadline before
+        """
         if not isinstance(entry, tuple):
             return cls(subject, entry)
         value, deadline_ns = entry
         ttl_ms = max(1, (deadline_ns - now_ns + NS_PER_MS // 2) // NS_PER_MS)
-        return cls(subject, value, ttl_headers(ttl_ms))
+        return cls(subject, value, ttl_headers(ttl_ms, deadline_ns if keeps_deadline else None))
 
 
 def after_sequence(message: Outgoing, sequence: int) -> Outgoing:

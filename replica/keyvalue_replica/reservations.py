@@ -49,6 +49,10 @@ class Reservations:
         :raises LimitError: the bucket's name is too long, or the store or the quota would be full
         """
         self.check(name, growth, quota)
+        return self.hold(name, growth)
+
+    def hold(self, name: bytes, growth: Growth) -> Reservation:
+        """Reserve room in a bucket, without a check."""
         by_name = self._by_name
         growth = Growth(max(growth.keys, 0), max(growth.memory_bytes, 0))
         keys, memory_bytes, number = by_name.get(name, (0, 0, 0))

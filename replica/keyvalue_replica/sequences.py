@@ -41,10 +41,13 @@ class Sequences:
         if subject in self.by_subject:
             self.by_subject[subject] = sequence
 
-    def learn(self, subject: bytes, sequence: int) -> None:
-        """Note the sequence that the server has named. What was applied later counts more."""
+    def learn(self, subject: bytes, sequence: int, expected: int) -> None:
+        """Note the sequence that the server has named. What was applied later counts more.
+
+        :param expected: the one that was known when the server was asked
+        """
         known = self.by_subject.get(subject)
-        if known is not None and (sequence == NO_MESSAGE or sequence > known):
+        if known is not None and (sequence > known or (sequence == NO_MESSAGE and known == expected)):
             self.by_subject[subject] = sequence
 
     def clear(self) -> None:

@@ -34,6 +34,7 @@ SID = b"7"
 BATCH = "Nats-Batch-Id: %s\r\nNats-Batch-Sequence: 1\r\n"
 DELETE, PURGE = (layout.delete_headers.decode() for layout in LAYOUTS)
 TTL = ttl_headers(1500).decode()
+KEPT = ttl_headers(1500, 1_700_000_000_500_000_000).decode()
 CONDITION = "Nats-Expected-Last-Subject-Sequence: 12\r\n"
 #: The headers of a message, in three parts. The first ones of each are those that instances write.
 BATCHES = ("", BATCH % "x-1", BATCH % "x-1", BATCH % "x-2", BATCH % "x 1", BATCH.lower() % "x-1")
@@ -44,6 +45,8 @@ CONTENTS = (
         CONDITION,
         TTL,
         CONDITION + TTL,
+        CONDITION + KEPT,
+        KEPT.replace("17", "x"),
         DELETE,
         CONDITION + DELETE,
         PURGE,
