@@ -175,6 +175,7 @@ def _add_transfer(add: Add) -> None:
     )
     command.add_argument("file", metavar="FILE", help="the file; - for standard output")
     _add_format(command)
+    command.add_argument("--force", action="store_true", help="replace the file if it exists")
     command = add(
         "import",
         "store the keys of a file",

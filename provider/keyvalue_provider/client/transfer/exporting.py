@@ -2,8 +2,8 @@
 
     list-keys ──> page of keys ──> get-many, several in flight ──> the file, in order ──> position noted at each page
 
-A file gets the suffix `.part` until it is complete. So the old file stays until the new one replaces it. After an
-interruption, the export cuts the part off after the last noted page, and continues at the next page. It refuses to
+A file gets the suffix `.part` until it is complete. So an old file stays until the new one replaces it, which needs
+`--force`. After an interruption, the export cuts the part off after the last noted page, and continues at the next page. It refuses to
 continue if the order of the keys has changed, as in a memory store that was restarted, because it could miss keys.
 """
 
@@ -68,7 +68,7 @@ class Fetched(NamedTuple):
 async def export_bucket(session: Session, arguments: argparse.Namespace) -> None:
     """Run the command.
 
-    :raises TransferError: the export cannot continue where it was interrupted
+    :raises TransferError: the file exists, or the export cannot continue where it was interrupted
     """
     progress = ProgressLine()
     try:
@@ -109,6 +109,15 @@ def _target(path: str) -> str:
     return real
 
 
+def _check_free(path: str, arguments: argparse.Namespace) -> None:
+    """Check that the export may write this file.
+
+    :raises TransferError: the file exists, and `--force` is missing
+    """
+    if not arguments.force and os.path.lexists(path):
+        raise TransferError(f"{arguments.file} exists (--force replaces it)")
+
+
 def _opened(path: str, flags: int) -> BinaryIO:
     """Open a file. Nobody else can read a new file, because values may be secret."""
     descriptor = os.open(path, flags, 0o600)
@@ -135,6 +144,7 @@ async def _to_file(client: KeyValueCalls, arguments: argparse.Namespace, progres
     about = {"prefix": arguments.prefix, "bucket": arguments.bucket, "format": name}
     position = PositionFile(f"{path}.exporting", about)
     part = f"{path}.part"
+    _check_free(path, arguments)
     with _opened(part, os.O_RDWR | os.O_CREAT) as file:
         lock(file, part)
         if arguments.restart:
@@ -151,6 +161,7 @@ async def _to_file(client: KeyValueCalls, arguments: argparse.Namespace, progres
             writer.end()
             file.flush()
             os.fsync(file.fileno())
+            _check_free(path, arguments)
             os.replace(part, path)
         except BaseException:
             if not position.exists():

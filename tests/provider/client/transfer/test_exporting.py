@@ -70,6 +70,11 @@ async def test_a_bucket_comes_back(
     code, out, err = await in_thread(run, command, "--bucket", bucket, "export", str(file))
     assert (code, out, err.decode()) == (0, b"", f"wrpc-kv: 5,005 keys exported to {file}\n")
     assert file.stat().st_mode & 0o777 == 0o600
+    exported = file.read_bytes()
+    typo = ("--bucket", f"{bucket}-typo", "export", str(file))
+    refusal = f"wrpc-kv: {file} exists (--force replaces it)\n"
+    assert await in_thread(run, command, *typo) == (1, b"", refusal.encode())
+    assert (file.read_bytes(), os.listdir(tmp_path)) == (exported, [name])
     if name == "keys.snapshot":
         loaded = Store.load(str(file)).bucket(bucket.encode())
         assert {key.decode(): loaded.get(key) for key in (k.encode() for k in entries)} == entries
@@ -143,7 +148,7 @@ def killed_when(command: Sequence[str], *arguments: str, is_due: Callable[[], bo
 async def test_an_interrupted_export_continues(
     client: KeyValueClient, command: Sequence[str], bucket: str, tmp_path: Path, name: str, number: int
 ) -> None:
-    """The second run adds what is missing. Each key is there once."""
+    """The second run adds what is missing. Each key is there once. With --force, an old file stays until the end."""
     entries = await filled(client, bucket, 8_000)
     for begin in range(0, 120_000, 8_000):
         more = {f"more-{key}": b"" for key in range(begin, begin + 8_000)}
@@ -152,21 +157,24 @@ async def test_an_interrupted_export_continues(
     file = tmp_path / name
     position = tmp_path / f"{name}.exporting"
     export = (*command, "--bucket", bucket)
+    force = ("--force",) if number == signal.SIGKILL else ()
+    if force:
+        file.write_text("old")
 
     def interrupt() -> None:
-        with killed_when(export, "export", str(file), is_due=position.exists, number=number):
+        with killed_when(export, "export", str(file), *force, is_due=position.exists, number=number):
             pass
 
     await in_thread(interrupt)
     noted = json.loads(position.read_text())["position"]["written"]
     assert 0 < noted["keys"] < len(entries)
-    assert not file.exists()
+    assert file.read_text() == "old" if force else not file.exists()
     with (tmp_path / f"{name}.part").open("ab") as part:
         part.write(b"half of a")  # the run that was killed may have written more than it noted
-    code, _, err = await in_thread(run, export, "--bucket", f"{bucket}-other", "export", str(file))
+    code, _, err = await in_thread(run, export, "--bucket", f"{bucket}-other", "export", str(file), *force)
     assert (code, err.count(b"\n")) == (1, 1)
     assert b"the interrupted command had another bucket; --restart begins again" in err
-    code, _, err = await in_thread(run, export, "export", str(file))
+    code, _, err = await in_thread(run, export, "export", str(file), *force)
     assert code == 0
     assert err.decode().splitlines() == [
         f"wrpc-kv: continuing after {noted['keys']:,} keys",
