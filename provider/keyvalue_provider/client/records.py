@@ -12,11 +12,15 @@ from binascii import a2b_base64, b2a_base64
 
 from keyvalue_provider.client.streams import json_text
 
-__all__ = ["TransferError", "json_line", "json_value", "read_json_line"]
+__all__ = ["MalformedFileError", "TransferError", "json_line", "json_value", "read_json_line"]
 
 
 class TransferError(Exception):
     """The error for a file that cannot be exported to or imported from."""
+
+
+class MalformedFileError(TransferError):
+    """The error for a file that must be corrected before it can be imported."""
 
 
 def json_value(value: bytes | None) -> dict[str, str | None]:
@@ -42,7 +46,7 @@ def json_line(key: bytes, value: bytes) -> bytes:
 def read_json_line(line: bytes) -> tuple[bytes, bytes]:
     """Return the key and the value in a line.
 
-    :raises TransferError: the line is malformed; the error does not contain the line
+    :raises MalformedFileError: the line is malformed; the error does not contain the line
     """
     try:
         fields = json.loads(line.decode())
@@ -52,7 +56,7 @@ def read_json_line(line: bytes) -> tuple[bytes, bytes]:
             if isinstance(encoded := fields.get("base64"), str):
                 return key.encode(), a2b_base64(encoded, strict_mode=True)
     except UnicodeEncodeError:
-        raise TransferError("found half of a surrogate pair, which is not UTF-8") from None
+        raise MalformedFileError("found half of a surrogate pair, which is not UTF-8") from None
     except (ValueError, RecursionError):
-        raise TransferError("found malformed JSON or base64") from None
-    raise TransferError('expected {"key": text, "value": text} or {"key": text, "base64": text}')
+        raise MalformedFileError("found malformed JSON or base64") from None
+    raise MalformedFileError('expected {"key": text, "value": text} or {"key": text, "base64": text}')

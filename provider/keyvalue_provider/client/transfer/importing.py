@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import os
+import stat
 import sys
 from collections import deque
 from collections.abc import AsyncIterator
@@ -18,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from time import time_ns
 
-from keyvalue_provider.client.records import TransferError
+from keyvalue_provider.client.records import MalformedFileError, TransferError
 from keyvalue_provider.client.session import Session
 from keyvalue_provider.client.streams import Output, StandardStreamError, say, shown
 from keyvalue_provider.client.transfer.exporting import is_special
@@ -142,7 +144,7 @@ class Importing:
             self._position.note({"records": self.done})
 
     async def _give_up(self, waits: bool) -> None:
-        """Wait for what is in flight, or cancel it. Note how far everything is stored."""
+        """Wait for what is in flight, or cancel it. Note how far everything is stored, unless it is nothing."""
         with suppress(TransferError, TransportError, InterfaceError):  # the first error is reported
             while waits and self._in_flight:
                 await self._settle()
@@ -150,7 +152,7 @@ class Importing:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._position is not None:
+        if self._position is not None and self.done:
             self._position.note({"records": self.done})
 
 
@@ -158,6 +160,7 @@ async def import_file(session: Session, arguments: argparse.Namespace) -> None:
     """Run the command.
 
     :raises TransferError: the file is malformed, or the provider refuses a key
+    :raises IsADirectoryError: the file is a directory
     """
     name = format_of(arguments.format, arguments.file)
     position = None
@@ -172,6 +175,8 @@ async def import_file(session: Session, arguments: argparse.Namespace) -> None:
     else:
         descriptor = os.open(arguments.file, os.O_RDONLY)
     try:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), arguments.file)
         skipped = 0
         if arguments.file != STANDARD_STREAM and not is_special(arguments.file):
             position = _position_of(arguments, name, descriptor)
@@ -198,10 +203,14 @@ async def _run(
     importing = Importing(client, progress, position, skipped)
     try:
         await importing.run(records)
-    except BaseException:
+    except BaseException as error:
         progress.end()
-        how = "repeat the command to continue" if position is not None else f"record {importing.done} is the last one"
-        say(f"wrpc-kv: {importing.stored:,} keys are stored; {how}")
+        if importing.done:
+            how = f"record {importing.done} is the last one"
+            if position is not None:
+                is_malformed = isinstance(error, MalformedFileError)
+                how = "correct the file, then use --restart" if is_malformed else "repeat the command to continue"
+            say(f"wrpc-kv: {importing.stored:,} keys are stored; {how}")
         raise
     progress.end()
     if position is not None:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from keyvalue_engine.errors import SnapshotError
 from keyvalue_engine.snapshot import Reader
-from keyvalue_provider.client.records import TransferError, read_json_line
+from keyvalue_provider.client.records import MalformedFileError, TransferError, read_json_line
 
 __all__ = ["STANDARD_STREAM", "Record", "json_records", "snapshot_records"]
 
@@ -23,6 +23,9 @@ STANDARD_STREAM = "-"
 READ_BYTES = 1024 * 1024
 #: Limit for a line. A value of 64 MiB, the limit for a result, fits in base64.
 LINE_BYTES_MAX = 128 * 1024 * 1024
+
+#: Limits for the buckets that an error names, and for the characters of each.
+NAMES_MAX, NAME_LENGTH_MAX = 5, 80
 
 
 class Record(NamedTuple):
@@ -42,7 +45,7 @@ class Record(NamedTuple):
 async def json_records(descriptor: int, bucket: str, skipped: int) -> AsyncIterator[list[Record]]:
     """Yield the records of JSON lines in lists, after the first lines (`skipped`). Empty lines are ignored.
 
-    :raises TransferError: a line is malformed
+    :raises MalformedFileError: a line is malformed
     """
     number = 0
     async for lines in _lines(descriptor):
@@ -55,10 +58,10 @@ async def json_records(descriptor: int, bucket: str, skipped: int) -> AsyncItera
                 continue
             try:
                 key, value = read_json_line(line)
-            except TransferError as error:
+            except MalformedFileError as error:
                 if records:
                     yield records
-                raise TransferError(f"line {number}: {error}") from None
+                raise MalformedFileError(f"line {number}: {error}") from None
             records.append(Record(number, bucket, key, value))
         yield records
 
@@ -67,21 +70,33 @@ async def snapshot_records(path: str, bucket: str | None, skipped: int) -> Async
     """Yield the records of a snapshot in lists, after the first ones (`skipped`).
 
     :param bucket: the only bucket to read; None for all
-    :raises TransferError: the file is not a snapshot, or is damaged
+    :raises MalformedFileError: the file is not a snapshot, or is damaged
+    :raises TransferError: the snapshot lacks the bucket
     """
     number = 0
+    others: dict[str, None] = {}
+    is_present = bucket is None
     try:
         with Reader(path) as reader:
             for raw_name, entries in reader:
                 name = raw_name.decode()
                 first, number = number + 1, number + len(entries)
-                if bucket in (None, name) and number > skipped:
+                if bucket not in (None, name):
+                    if len(others) <= NAMES_MAX:
+                        others[name] = None
+                    continue
+                is_present = True
+                if number > skipped:
                     numbered = enumerate(entries, first)
                     yield [
                         Record(at, name, *entry) for at, entry in islice(numbered, max(0, skipped - first + 1), None)
                     ]
     except SnapshotError as error:
-        raise TransferError(str(error)) from None
+        raise MalformedFileError(str(error)) from None
+    if not is_present:
+        names = [repr(name[:NAME_LENGTH_MAX]) for name in others]
+        has = ", ".join([*names[:NAMES_MAX], *(["..."] if len(names) > NAMES_MAX else [])]) or "none"
+        raise TransferError(f"the snapshot has no bucket {bucket!r}; it has: {has}")
 
 
 async def _lines(descriptor: int) -> AsyncIterator[list[bytes]]:
@@ -93,7 +108,7 @@ async def _lines(descriptor: int) -> AsyncIterator[list[bytes]]:
         begun.append(first)
         size_bytes += len(first)
         if size_bytes > LINE_BYTES_MAX:
-            raise TransferError(f"found a line of more than {LINE_BYTES_MAX} bytes")
+            raise MalformedFileError(f"found a line of more than {LINE_BYTES_MAX} bytes")
         if lines:
             lines.insert(0, b"".join(begun))
             begun = [lines.pop()]

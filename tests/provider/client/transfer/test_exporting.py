@@ -251,13 +251,19 @@ def test_the_order_of_the_noted_keys() -> None:
 
 
 def test_malformed_files(command: Sequence[str], tmp_path: Path) -> None:
+    """The position stays if a key was stored, with advice that helps. Otherwise nothing is left."""
     good = b'{"key": "k", "value": "v"}\n'
     file, snapshot, position = tmp_path / "f", tmp_path / "f.snapshot", tmp_path / "f.importing"
-    file.write_bytes(b"\xef\xbb\xbf" + good.replace(b"\n", b"\r\n") + b"\n" + good + b"{}\n")
+    text = tmp_path / "README.md"
+    text.write_bytes(b"# Title\n" + good)
+    file.write_bytes(b"\xef\xbb\xbf" + good.replace(b"\n", b"\r\n") + b"\n" + good.replace(b'"k"', b'"k2"') + b"{}\n")
     snapshot.write_bytes(b"no snapshot")
     refused: list[tuple[tuple[str, ...], bytes]] = [
         (("import", str(file)), b'line 4: expected {"key": text, "value": text} or'),
         (("import", str(snapshot)), b"the file is cut short"),
+        (("import", str(text)), b"line 1: found malformed JSON or base64"),
+        (("import", "-"), b"line 1: found malformed JSON or base64"),
+        (("import", str(tmp_path)), b"Is a directory"),
         (("import", "-", "--format", "snapshot"), b"a snapshot must be a file"),
         (("import", str(tmp_path / "none")), b"No such file or directory"),
         (("export", str(tmp_path)), b"Is a directory"),
@@ -265,17 +271,23 @@ def test_malformed_files(command: Sequence[str], tmp_path: Path) -> None:
         (("--prefix", "default.nobody", "export", str(tmp_path / "e")), b"nobody serves this function"),
     ]
     for arguments, message in refused:
-        code, out, err = run(command, "--bucket", "malformed", *arguments)
+        code, out, err = run(command, "--bucket", "malformed", *arguments, stdin=b"# Title\n")
         assert (code, out, b"Traceback" in err) == (1, b"", False)
         assert message in err
+        advice = b"wrpc-kv: 2 keys are stored; correct the file, then use --restart\n"
+        assert err.count(b"\n") == 1 or (arguments == ("import", str(file)) and err.startswith(advice))
     assert json.loads(position.read_text())["position"] == {"records": 3}
-    assert not list(tmp_path.glob("e*")), "an export that has written nothing leaves nothing"
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"f", "f.snapshot", "README.md", "f.importing"}, "a command that has done nothing leaves nothing"
+    assert not tmp_path.with_name(f"{tmp_path.name}.importing").exists()
     for noted in (b"[]", b"{", b'{"about": {}, "position": {"records": 1}}', b'{"about": 1, "position": 1}'):
         position.write_bytes(noted)
         code, _, err = run(command, "--bucket", "malformed", "import", str(file))
         assert (code, b"--restart begins again" in err, b"Traceback" in err) == (1, True, False)
     code, _, err = run(command, "--bucket", "malformed", "import", str(file), "--restart")
     assert (code, b"line 4: " in err) == (1, True)
+    file.write_bytes(good)
+    assert run(command, "--bucket", "malformed", "import", str(file), "--restart")[0] == 0
 
 
 async def test_the_last_of_equal_keys_is_stored(client: KeyValueClient, command: Sequence[str], bucket: str) -> None:
@@ -313,6 +325,28 @@ async def test_a_refused_key_and_lost_deadlines(launch: Launch, nats_server: Nat
         )
         assert (code, b"have lost their deadline, because a call cannot set one" in err) == (0, True)
         assert await client.get("other", "k") is None, "only the named bucket is read"
+
+
+@pytest.mark.parametrize(
+    ("buckets", "has"),
+    [
+        ([], "none"),
+        (["default"], "'default'"),
+        (["a", "b", "c", "d", "e"], "'a', 'b', 'c', 'd', 'e'"),
+        (["a", "b", "c", "d", "e", "f", "g"], "'a', 'b', 'c', 'd', 'e', ..."),
+    ],
+)
+def test_a_snapshot_without_the_bucket(command: Sequence[str], tmp_path: Path, buckets: list[str], has: str) -> None:
+    """It was a success with no keys."""
+    file = tmp_path / "f.snapshot"
+    store = Store()
+    for bucket in buckets:
+        store.bucket(bucket.encode()).set(b"k", b"v")
+    store.save(str(file))
+    code, out, err = run(command, "--bucket", "zzz", "import", str(file))
+    assert (code, out) == (1, b"")
+    assert err.decode() == f"wrpc-kv: the snapshot has no bucket 'zzz'; it has: {has}\n"
+    assert os.listdir(tmp_path) == ["f.snapshot"]
 
 
 async def test_the_progress_is_shown_on_a_terminal(
