@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from keyvalue_provider.client.command_line import DEFAULT_BUCKET, parse
 from keyvalue_provider.client.functions import FUNCTIONS, MissingKeyError, UnhealthyError, prepare
 from keyvalue_provider.client.records import TransferError
-from keyvalue_provider.client.session import Command, run_blocking, run_lasting
+from keyvalue_provider.client.session import Command, missing_bucket, run_blocking, run_lasting
 from keyvalue_provider.client.streams import (
     Output,
     ReaderGoneError,
@@ -19,7 +19,7 @@ from keyvalue_provider.client.streams import (
     shown,
 )
 from keyvalue_provider.standard_streams import hold_closed_streams
-from keyvalue_transport.keyvalue.errors import InterfaceError
+from keyvalue_transport.keyvalue.errors import InterfaceError, NoSuchStoreError
 from keyvalue_transport.nats.blocking import GiveWayError
 from keyvalue_transport.wrpc.errors import TransportError
 
@@ -46,14 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     :raises SystemExit: the command line is malformed (2), or it asks for the help (0)
     """
     hold_closed_streams()
-    is_json, code = False, 0
+    arguments, is_json, code = None, False, 0
     try:
         try:
             arguments = parse(argv)
             is_json = arguments.json
             _run(arguments)
         except ERRORS as error:
-            _tell(error, is_json)
+            _tell(error, is_json, arguments)
             code = 1
         finally:
             _flush()
@@ -108,11 +108,14 @@ def _flush() -> None:
         Output().flush()
 
 
-def _tell(error: Exception, is_json: bool) -> None:
+def _tell(error: Exception, is_json: bool, arguments: argparse.Namespace | None = None) -> None:
+    message = str(error)
+    if isinstance(error, NoSuchStoreError) and arguments is not None:
+        message = missing_bucket(arguments.bucket)
     if is_json:
-        say(json.dumps({"error": type(error).__name__, "message": str(error)}))
+        say(json.dumps({"error": type(error).__name__, "message": message}))
     else:
-        say(f"wrpc-kv: {shown(str(error))}")
+        say(f"wrpc-kv: {shown(message)}")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from keyvalue_transport.wrpc.errors import NoProviderError
 if TYPE_CHECKING:
     from keyvalue_transport.nats.connection import Connection
 
-__all__ = ["Command", "Session", "run_blocking", "run_lasting"]
+__all__ = ["Command", "Session", "missing_bucket", "run_blocking", "run_lasting"]
 
 WAIT_INTERVAL_S = 0.05
 
@@ -39,6 +39,14 @@ class Session(NamedTuple):
 
 
 Command = Callable[[Session, argparse.Namespace], Coroutine[Any, Any, None]]
+
+
+def missing_bucket(bucket: str) -> str:
+    """Return the message for a bucket that the provider refuses with the error `no such store`."""
+    return (
+        f"no such store: the provider has no bucket {bucket!r} for this caller (its options buckets, strict_buckets; "
+        "with keys=plain, the KV bucket is missing)"
+    )
 
 
 def run_blocking(command: Command, arguments: argparse.Namespace) -> None:

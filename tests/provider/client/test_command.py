@@ -410,10 +410,16 @@ def test_waits_for_a_provider(launch: Launch, nats_server: NatsServer, tmp_path:
     assert listener.output == "false\n"
 
 
-def test_no_such_store_ends_the_wait(launch: Launch, kv: Command) -> None:
+def test_no_such_store_ends_the_wait(launch: Launch, kv: Command, bucket: str) -> None:
+    """The message names the bucket and what refuses it."""
     provider = launch({"strict_buckets": "true"})
-    assert kv("--prefix", provider.prefix, "get", "k") == 1
-    assert kv.err == "wrpc-kv: no such store\n"
+    reason = (
+        f"no such store: the provider has no bucket {bucket!r} for this caller (its options buckets, strict_buckets; "
+        "with keys=plain, the KV bucket is missing)"
+    )
+    assert (kv("--prefix", provider.prefix, "get", "k"), kv.err) == (1, f"wrpc-kv: {reason}\n")
+    assert kv("--prefix", provider.prefix, "get", "k", "--json") == 1
+    assert json.loads(kv.err) == {"error": "NoSuchStoreError", "message": reason}
     assert (kv("--prefix", provider.prefix, "keys"), kv.out) == (0, b"")
     assert kv("--prefix", provider.prefix, "--wait", "15", "set", "k", "v") == 0
     assert (kv("--prefix", provider.prefix, "get", "k"), kv.out) == (0, b"v")

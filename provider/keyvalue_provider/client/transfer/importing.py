@@ -21,14 +21,14 @@ from dataclasses import dataclass, field
 from time import time_ns
 
 from keyvalue_provider.client.records import MalformedFileError, TransferError
-from keyvalue_provider.client.session import Session
+from keyvalue_provider.client.session import Session, missing_bucket
 from keyvalue_provider.client.streams import Output, StandardStreamError, say, shown
 from keyvalue_provider.client.transfer.exporting import is_special
 from keyvalue_provider.client.transfer.formats import SNAPSHOT, format_of
 from keyvalue_provider.client.transfer.position import PositionFile
 from keyvalue_provider.client.transfer.progress import ProgressLine
 from keyvalue_provider.client.transfer.sources import STANDARD_STREAM, Record, json_records, snapshot_records
-from keyvalue_transport.keyvalue.errors import InterfaceError, OtherError
+from keyvalue_transport.keyvalue.errors import InterfaceError, NoSuchStoreError, OtherError
 from keyvalue_transport.nats.calls import KeyValueCalls
 from keyvalue_transport.wrpc.errors import TransportError
 
@@ -256,10 +256,12 @@ def _noted(position: PositionFile, arguments: argparse.Namespace) -> int:
 async def _store(client: KeyValueCalls, bucket: str, entries: dict[bytes, bytes]) -> None:
     """Store keys. If the provider refuses them together, store them in parts.
 
-    :raises TransferError: the provider refuses a key
+    :raises TransferError: the provider refuses a key or the bucket
     """
     try:
         await client.set_many(bucket, entries)
+    except NoSuchStoreError as error:  # a snapshot may have several buckets
+        raise TransferError(missing_bucket(bucket)) from error
     except OtherError as error:
         if len(entries) == 1:
             (key,) = entries

@@ -349,6 +349,21 @@ def test_a_snapshot_without_the_bucket(command: Sequence[str], tmp_path: Path, b
     assert os.listdir(tmp_path) == ["f.snapshot"]
 
 
+def test_a_bucket_that_the_provider_refuses(launch: Launch, nats_server: NatsServer, tmp_path: Path) -> None:
+    """The message names the bucket of the snapshot, and not the default one."""
+    link = {"source_id": "a", "target": "few", "target_config": {"buckets": "first"}}
+    prefix = launch(provider_key="few", link_definitions=[link]).prefix
+    store = Store()
+    for bucket in (b"first", b"second"):
+        store.bucket(bucket).set(b"k", b"v")
+    file = tmp_path / "f.snapshot"
+    store.save(str(file))
+    code, _, err = run(
+        (WRPC_KV, "--nats", nats_server.url, "--prefix", prefix, "--source-id", "a"), "import", str(file)
+    )
+    assert (code, b"no such store: the provider has no bucket 'second' for this caller" in err) == (1, True)
+
+
 async def test_the_progress_is_shown_on_a_terminal(
     client: KeyValueClient, command: Sequence[str], bucket: str, tmp_path: Path
 ) -> None:
