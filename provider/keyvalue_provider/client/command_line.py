@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from keyvalue_provider.client.streams import Output
+from keyvalue_transport.nats.subjects import check_subject
+from keyvalue_transport.nats.urls import split_urls
 
 __all__ = ["DEFAULT_BUCKET", "parse"]
 
@@ -47,11 +49,39 @@ Completion: eval "$(wrpc-kv --print-completion bash)"
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the command line, by default that of this process.
+    """Parse and check the command line, by default that of this process. The entries of `set-many` become a dict.
 
     :raises SystemExit: the command line is malformed, or it asks for the help, the version or the completion
     """
-    return _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    try:
+        _check(arguments)
+    except ValueError as error:
+        parser.error(str(error))
+    return arguments
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Check the arguments that argparse does not check alone.
+
+    :raises ValueError: they are malformed
+    """
+    check_subject(arguments.prefix, "prefix")
+    if arguments.command == "set-many":
+        texts = arguments.entries
+        if len(texts) % 2:
+            raise ValueError(f"found {len(texts)} arguments, expected pairs of key and value")
+        try:
+            arguments.entries = {key.decode(): value for key, value in zip(texts[::2], texts[1::2], strict=True)}
+        except UnicodeDecodeError:
+            raise ValueError("found a key that is not UTF-8") from None
+    elif arguments.command == "watch":
+        from keyvalue_provider.client.watch_link import watch_option
+
+        if "." not in arguments.prefix:
+            raise ValueError(f"prefix: found {arguments.prefix!r}, allowed {{lattice}}.{{provider key}}")
+        watch_option(DEFAULT_BUCKET if arguments.bucket is None else arguments.bucket, arguments.pattern)
 
 
 class _PrintVersion(argparse.Action):
@@ -101,6 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--nats",
         "--url",
+        type=_urls,
         default=os.environ.get("NATS_URL") or DEFAULT_URL,
         metavar="URL",
         help=f"NATS server: HOST:PORT, nats://USER:PASSWORD@HOST:PORT, tls://HOST; default: $NATS_URL or {DEFAULT_URL}",
@@ -253,6 +284,14 @@ def _text(text: str) -> str:
         return os.fsencode(text).decode()
     except UnicodeDecodeError:
         raise argparse.ArgumentTypeError("found bytes that are not UTF-8") from None
+
+
+def _urls(text: str) -> str:
+    try:
+        split_urls(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def _name(text: str) -> str:

@@ -26,21 +26,13 @@ class UnhealthyError(Exception):
 
 
 def prepare(arguments: argparse.Namespace) -> None:
-    """Read the value of `set`, and check the arguments of `set-many`, before the command connects."""
+    """Read the value of `set` before the command connects."""
     if arguments.command == "set":
         if arguments.file is not None:
             with open(arguments.file, "rb") as file:
                 arguments.value = file.read()
         elif arguments.value in (None, b"-"):
             arguments.value = input_bytes()
-    elif arguments.command == "set-many":
-        texts = arguments.entries
-        if len(texts) % 2:
-            raise ValueError(f"found {len(texts)} arguments, expected pairs of key and value")
-        try:
-            arguments.entries = {key.decode(): value for key, value in zip(texts[::2], texts[1::2], strict=True)}
-        except UnicodeDecodeError:
-            raise ValueError("found a key that is not UTF-8") from None
 
 
 async def _get(session: Session, arguments: argparse.Namespace) -> None:

@@ -82,12 +82,10 @@ async def run_lasting(command: Command, arguments: argparse.Namespace) -> None:
     import_late("nats.js")  # nothing here needs JetStream
     from keyvalue_transport.nats.client import KeyValueClient
     from keyvalue_transport.nats.connection import Connection, ConnectionOptions
-    from keyvalue_transport.nats.subjects import check_subject
     from keyvalue_transport.nats.tls import TlsOptions
 
     user_jwt, user_seed = _credentials(arguments)
     tls = TlsOptions(*_tls_files(arguments))
-    check_subject(arguments.prefix, "prefix")
     options = ConnectionOptions(
         split_urls(arguments.nats),
         user_jwt=user_jwt,

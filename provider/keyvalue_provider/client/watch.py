@@ -75,8 +75,6 @@ async def watch(session: Session, arguments: argparse.Namespace) -> None:
     assert session.connection is not None
     name = f"wrpc-kv-{os.urandom(8).hex()}"
     lattice, _, provider = arguments.prefix.rpartition(".")
-    if not lattice:
-        raise ValueError(f"prefix: found {arguments.prefix!r}, allowed {{lattice}}.{{provider key}}")
     option = watch_option(arguments.bucket, arguments.pattern)
     link = WatchLink(lattice, provider, arguments.component or name, name, option)
     printer = Printer(arguments.json)

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -130,7 +131,8 @@ def test_arguments_that_are_not_utf_8(kv: Command) -> None:
     for arguments in (("set", latin, "v"), ("--bucket", latin, "keys")):
         assert kv.process(*arguments) == 2, "a name is text"
         assert kv.err.endswith(": found bytes that are not UTF-8\n")
-    assert (kv("set-many", latin, "v"), kv.err) == (1, "wrpc-kv: found a key that is not UTF-8\n")
+    assert kv.process("set-many", latin, "v") == 2
+    assert kv.err.endswith("wrpc-kv: error: found a key that is not UTF-8\n")
 
 
 # Keys
@@ -188,9 +190,6 @@ def test_many_keys(kv: Command, bucket: str) -> None:
     assert (kv("delete-many", "a", "none"), kv.out, kv.err) == (0, b"", "")
     assert kv("get-many", "none", "b", "a") == 1
     assert (kv.out, kv.err) == (b"\n2\n\n", f"wrpc-kv: no key 'none', 'a' in bucket {bucket!r}\n")
-    assert kv("set-many", "a", "1", "b") == 1
-    assert kv.err == "wrpc-kv: found 3 arguments, expected pairs of key and value\n"
-    assert kv("get-many", "a") == 1, "nothing was set"
 
 
 def test_json(kv: Command, bucket: str) -> None:
@@ -262,9 +261,6 @@ def test_ping(kv: Command, launch: Launch) -> None:
         (("--prefix", "default.of-nobody", "get", "k"), "nobody serves this function: is the provider running"),
         (("--prefix", "default.of-nobody", "--wait", "0.1", "get", "k"), "nobody serves this function"),
         (("--prefix", "default.of-nobody", "health"), "no answer to wasmbus.rpc.default.of-nobody.health: is the"),
-        (("--prefix", "a b", "get", "k"), "prefix: found 'a b', allowed"),
-        (("--url", "ws://a", "get", "k"), "found 'ws://a', allowed nats://HOST:PORT or tls://HOST:PORT"),
-        (("--url", "user:s3cret@a:b", "get", "k"), "found a URL with a malformed host or port"),
         (("set", "k", "--file", "/of/nobody"), "[Errno 2] No such file or directory: '/of/nobody'"),
         (("--creds", "/of/nobody", "get", "k"), "/of/nobody: No such file or directory"),
         (("--nkey", "/of/nobody", "get", "k"), "/of/nobody: No such file or directory"),
@@ -276,7 +272,6 @@ def test_other_errors(kv: Command, arguments: tuple[str, ...], message: str) -> 
     assert kv.out == b""
     assert kv.err.startswith(f"wrpc-kv: {message}")
     assert kv.err.count("\n") == 1
-    assert "s3cret" not in kv.err
 
 
 def test_nats_cannot_be_reached(kv: Command) -> None:
@@ -315,6 +310,12 @@ def test_interrupted(kv: Command, tmp_path: Path) -> None:
         (("ping", "--count", "0"), "argument --count: found 0, allowed 1 to 1000000"),
         (("--wait", "soon", "get", "k"), "argument --wait: found soon, allowed 0 to 86400"),
         (("set-many",), "the following arguments are required: key value"),
+        (("set-many", "a", "1", "b"), "wrpc-kv: error: found 3 arguments, expected pairs of key and value\n"),
+        (("--prefix", "a b", "get", "k"), "prefix: found 'a b', allowed"),
+        (("--prefix", "a", "watch"), "prefix: found 'a', allowed {lattice}.{provider key}"),
+        (("watch", "*bad*"), "pattern: found '*bad*', allowed a key, or the start of keys and a *"),
+        (("--url", "ws://a", "get", "k"), "--url: found 'ws://a', allowed nats://HOST:PORT or tls://HOST:PORT"),
+        (("--url", "user:s3cret@a:b", "get", "k"), "argument --nats/--url: found a URL with a malformed host or port"),
         (("--creds", "f", "--nkey", "f", "get", "k"), "argument --nkey: not allowed with argument --creds"),
         (("--timeout", "-1", "get", "k"), "found -1, allowed 0 to 86400"),
         (("--wait", "nan", "get", "k"), "found nan, allowed 0 to 86400"),
@@ -324,7 +325,9 @@ def test_usage(arguments: tuple[str, ...], message: str, capsys: pytest.CaptureF
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
-    assert message in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert message in err
+    assert "s3cret" not in err
 
 
 # The environment
@@ -340,6 +343,10 @@ def test_the_url_may_come_from_the_environment(
     assert kv.out == b"v"
     monkeypatch.setenv("NATS_URL", "")
     assert parse(["keys"]).nats == "127.0.0.1:4222", "an empty variable counts as not set"
+    monkeypatch.setenv("NATS_URL", "ws://a")
+    with pytest.raises(SystemExit, match="2"):
+        parse(["keys"])
+    assert parse(["--nats", nats_server.url, "keys"]).nats == nats_server.url, "the flag overrides the variable"
 
 
 # Credentials
@@ -439,5 +446,5 @@ def test_help_and_its_examples(capsys: pytest.CaptureFixture[str]) -> None:
     examples = [line for line in text.splitlines() if line.startswith("  wrpc-kv ")]
     assert len(examples) >= 4
     for example in examples:
-        arguments = example.partition(" > ")[0].split()[1:]
+        arguments = shlex.split(example.partition(" > ")[0])[1:]
         assert parse(arguments).command in COMMANDS
