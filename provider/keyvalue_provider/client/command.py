@@ -110,6 +110,8 @@ def _flush() -> None:
 
 def _tell(error: Exception, is_json: bool, arguments: argparse.Namespace | None = None) -> None:
     message = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        message = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     if isinstance(error, NoSuchStoreError) and arguments is not None:
         message = missing_bucket(arguments.bucket)
     if is_json:

@@ -147,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--source-id", type=_name, help="call as the component with this id")
     parser.add_argument("--link-name", type=_name, help="call over the link with this name")
     parser.add_argument(
-        "--timeout", type=_seconds, default=10.0, metavar="SECONDS", help="timeout for each call; default: %(default)g"
+        "--timeout", type=_timeout, default=10.0, metavar="SECONDS", help="timeout for each call; default: %(default)g"
     )
     parser.add_argument(
         "--wait", type=_seconds, default=0.0, metavar="SECONDS", help="wait at most this long for a provider"
@@ -185,7 +185,7 @@ def _add_functions(add: Add) -> None:
         if name == "set":
             source = command.add_mutually_exclusive_group()
             source.add_argument("value", nargs="?", type=_value, help="the value; -, or no value, for standard input")
-            source.add_argument("--file", metavar="PATH", help="read the value from this file")
+            source.add_argument("--file", metavar="PATH", help="read the value from this file; - for standard input")
         elif name == "increment":
             command.add_argument("delta", nargs="?", type=_delta, default=1, help="number to add; default: %(default)s")
     for name, what in (
@@ -309,6 +309,13 @@ def _seconds(text: str) -> float:
         raise argparse.ArgumentTypeError(allowed) from None
     if not 0 <= seconds <= SECONDS_MAX:
         raise argparse.ArgumentTypeError(allowed)
+    return seconds
+
+
+def _timeout(text: str) -> float:
+    seconds = _seconds(text)
+    if not seconds:
+        raise argparse.ArgumentTypeError(f"found {text}, allowed above 0, up to {SECONDS_MAX}")
     return seconds
 
 

@@ -28,10 +28,10 @@ class UnhealthyError(Exception):
 def prepare(arguments: argparse.Namespace) -> None:
     """Read the value of `set` before the command connects."""
     if arguments.command == "set":
-        if arguments.file is not None:
+        if arguments.file not in (None, "-"):
             with open(arguments.file, "rb") as file:
                 arguments.value = file.read()
-        elif arguments.value in (None, b"-"):
+        elif arguments.file == "-" or arguments.value in (None, b"-"):
             arguments.value = input_bytes()
 
 

@@ -107,7 +107,7 @@ def test_values_from_the_arguments(kv: Command, value: str) -> None:
     assert kv.out == value.encode()
 
 
-@pytest.mark.parametrize("source", [("-",), (), ("--file", "value")])
+@pytest.mark.parametrize("source", [("-",), (), ("--file", "value"), ("--file", "-")])
 def test_values_from_standard_input_or_a_file(
     kv: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: tuple[str, ...]
 ) -> None:
@@ -261,7 +261,10 @@ def test_ping(kv: Command, launch: Launch) -> None:
         (("--prefix", "default.of-nobody", "get", "k"), "nobody serves this function: is the provider running"),
         (("--prefix", "default.of-nobody", "--wait", "0.1", "get", "k"), "nobody serves this function"),
         (("--prefix", "default.of-nobody", "health"), "no answer to wasmbus.rpc.default.of-nobody.health: is the"),
-        (("set", "k", "--file", "/of/nobody"), "[Errno 2] No such file or directory: '/of/nobody'"),
+        (("set", "k", "--file", "/of/nobody"), "/of/nobody: No such file or directory"),
+        (("import", "/of/nobody"), "/of/nobody: No such file or directory"),
+        (("export", "/of/nobody"), "/of/nobody: No such file or directory"),
+        (("export", "/"), "/: Is a directory"),
         (("--creds", "/of/nobody", "get", "k"), "/of/nobody: No such file or directory"),
         (("--nkey", "/of/nobody", "get", "k"), "/of/nobody: No such file or directory"),
         (("--tls-ca", "/of/nobody", "get", "k"), "ca: '/of/nobody': No such file or directory, expected"),
@@ -318,6 +321,7 @@ def test_interrupted(kv: Command, tmp_path: Path) -> None:
         (("--url", "user:s3cret@a:b", "get", "k"), "argument --nats/--url: found a URL with a malformed host or port"),
         (("--creds", "f", "--nkey", "f", "get", "k"), "argument --nkey: not allowed with argument --creds"),
         (("--timeout", "-1", "get", "k"), "found -1, allowed 0 to 86400"),
+        (("--timeout", "0", "get", "k"), "argument --timeout: found 0, allowed above 0, up to 86400"),
         (("--wait", "nan", "get", "k"), "found nan, allowed 0 to 86400"),
     ],
 )

@@ -145,7 +145,12 @@ async def _to_file(client: KeyValueCalls, arguments: argparse.Namespace, progres
     position = PositionFile(f"{path}.exporting", about)
     part = f"{path}.part"
     _check_free(path, arguments)
-    with _opened(part, os.O_RDWR | os.O_CREAT) as file:
+    try:
+        file = _opened(part, os.O_RDWR | os.O_CREAT)
+    except OSError as error:
+        error.filename = arguments.file  # the user did not name the part
+        raise
+    with file:
         lock(file, part)
         if arguments.restart:
             position.remove()
