@@ -19,6 +19,7 @@ from time import monotonic
 
 from keyvalue_engine import SnapshotError
 from keyvalue_engine.snapshot import Reader
+from keyvalue_provider.client.streams import key_count
 from keyvalue_provider.config.options import PLAIN, ProviderOptions
 from keyvalue_provider.config.start_plan import StartPlan, read_standalone_plan
 from keyvalue_provider.observe.log import printable, set_up_log
@@ -137,7 +138,7 @@ async def _export(path: str, force: bool, plan: StartPlan, options: ProviderOpti
             await saved
             foreign = follower.counts.foreign
             _tell(
-                f"exported {len(core.store):,} keys of the KV bucket {replica_options.bucket} to {path}"
+                f"exported {key_count(len(core.store))} of the KV bucket {replica_options.bucket} to {path}"
                 + (f"; {foreign:,} messages of other clients are no keys of this store" if foreign else "")
             )
         finally:

@@ -20,6 +20,7 @@ __all__ = [
     "StandardStreamError",
     "input_bytes",
     "json_text",
+    "key_count",
     "say",
     "shown",
 ]
@@ -43,6 +44,15 @@ class ReaderGoneError(Exception):
 def shown(text: str, controls: re.Pattern[str] = CONTROLS) -> str:
     r"""Return the text with control characters escaped, as in "a\x1b[2J"."""
     return controls.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+def key_count(number: int) -> str:
+    """Return a number of keys as text.
+
+    >>> key_count(1), key_count(5_000)
+    ('1 key', '5,000 keys')
+    """
+    return f"{number:,} {'key' if number == 1 else 'keys'}"
 
 
 def json_text(answer: object) -> bytes:

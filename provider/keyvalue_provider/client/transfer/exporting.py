@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from keyvalue_provider.client.records import TransferError
 from keyvalue_provider.client.session import Session
-from keyvalue_provider.client.streams import Output, say, shown
+from keyvalue_provider.client.streams import Output, key_count, say, shown
 from keyvalue_provider.client.transfer.formats import Entry, ExportWriter, Written, format_of
 from keyvalue_provider.client.transfer.position import PositionFile
 from keyvalue_provider.client.transfer.progress import ProgressLine
@@ -86,7 +86,7 @@ async def export_bucket(session: Session, arguments: argparse.Namespace) -> None
     if arguments.json:
         Output().json({"keys": written.keys, "bytes": written.offset})
     else:
-        say(f"wrpc-kv: {written.keys:,} keys exported to {shown(arguments.file)}")
+        say(f"wrpc-kv: {key_count(written.keys)} exported to {shown(arguments.file)}")
 
 
 def is_special(path: str) -> bool:
@@ -220,7 +220,7 @@ async def _begin(
                 f"{part}: the provider lists the keys in another order than before, or many are gone; "
                 "--restart begins again"
             )
-        say(f"wrpc-kv: continuing after {written.keys:,} keys")
+        say(f"wrpc-kv: continuing after {key_count(written.keys)}")
     file.seek(written.offset)
     file.truncate()
     return written, page

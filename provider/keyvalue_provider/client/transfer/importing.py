@@ -22,7 +22,7 @@ from time import time_ns
 
 from keyvalue_provider.client.records import MalformedFileError, TransferError
 from keyvalue_provider.client.session import Session, missing_bucket
-from keyvalue_provider.client.streams import Output, StandardStreamError, say, shown
+from keyvalue_provider.client.streams import Output, StandardStreamError, key_count, say, shown
 from keyvalue_provider.client.transfer.exporting import is_special
 from keyvalue_provider.client.transfer.formats import SNAPSHOT, format_of
 from keyvalue_provider.client.transfer.position import PositionFile
@@ -210,7 +210,7 @@ async def _run(
             if position is not None:
                 is_malformed = isinstance(error, MalformedFileError)
                 how = "correct the file, then use --restart" if is_malformed else "repeat the command to continue"
-            say(f"wrpc-kv: {importing.stored:,} keys are stored; {how}")
+            say(f"wrpc-kv: {key_count(importing.stored)} stored; {how}")
         raise
     progress.end()
     if position is not None:
@@ -219,11 +219,11 @@ async def _run(
         counts = {"keys": importing.stored, "expired": importing.expired, "lasting": importing.lasting}
         Output().json(counts)
         return
-    say(f"wrpc-kv: {importing.stored:,} keys imported from {shown(arguments.file)}")
+    say(f"wrpc-kv: {key_count(importing.stored)} imported from {shown(arguments.file)}")
     if importing.expired or importing.lasting:
         say(
-            f"wrpc-kv: {importing.expired:,} expired keys were left out; {importing.lasting:,} keys have lost their "
-            "deadline, because a call cannot set one"
+            f"wrpc-kv: {key_count(importing.expired)} left out as expired; {key_count(importing.lasting)} stored "
+            "without a deadline, because a call cannot set one"
         )
 
 
