@@ -160,7 +160,8 @@ def resolve(*sources: Mapping[str, Setting], standalone: bool = False) -> Config
                 raise OptionError(f"{name}: {setting.fault}")
             values[option] = table[option].value_type.parse(name, setting.text)
         except OptionError as error:
-            faults.append(f"{setting.origin}: {error.discreet if setting.is_secret else error}")
+            is_secret = setting.is_secret or table[option].value_type.is_secret
+            faults.append(f"{setting.origin}: {error.discreet if is_secret else error}")
             wrong.add(option)
     options = ProviderOptions(**{name: value for name, value in values.items() if name in OPTIONS})
     if conflict := options.conflict():
@@ -189,7 +190,7 @@ def _setting(value: Any, origin: str) -> Setting:
             if any("," in element for element in value):
                 return Setting("", origin, fault="strings in an array must not contain commas")
             return Setting(",".join(value), origin)
-    found = {dict: "a table", list: "an array with other values than strings", float: f"{value}"}.get(
+    found = {dict: "a table", list: "an array with other values than strings", float: "a float"}.get(
         type(value), "a date or time"
     )
     fault = f"found {found}, expected a string, a whole number, a boolean or an array of strings"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from keyvalue_provider.config.options import ProviderOptions, StandaloneOptions
+from keyvalue_provider.config.options import SERVE_OPTIONS, ProviderOptions, StandaloneOptions
 from keyvalue_provider.config.sources import (
     FILE_BYTES_MAX,
     Setting,
@@ -73,6 +73,22 @@ def test_a_fault_of_a_secret_does_not_show_it(name: str, text: str) -> None:
     assert text not in fault
 
 
+@pytest.mark.parametrize("name", [name for name, option in SERVE_OPTIONS.items() if option.value_type.is_secret])
+@pytest.mark.parametrize("text", [f"{HUSH}\udce4", f"{HUSH}\ud800", f"nats://u:{HUSH}@a b:c", f'{{"u": "{HUSH}"}}', ""])
+def test_a_fault_of_a_secret_option_does_not_show_it(name: str, text: str) -> None:
+    for source in (
+        environment_settings({f"KEYVALUE_{name.upper()}": text}),
+        host_settings({name: text}, {}),
+        host_settings({}, {name: Secret(text)}),
+        flag_settings({name: text}),
+        {name: Setting(text, "keyvalue.toml")},
+    ):
+        resolved = resolve(source, standalone=True)
+        assert HUSH not in "".join(resolved.faults)
+        if name == "redis_password":
+            assert resolved.wrong == {name} or text.isascii()
+
+
 def test_every_fault_is_reported_with_its_origin() -> None:
     resolved = resolve(
         environment_settings({"KEYVALUE_TTL_MS": "soon"}), host_settings({"page_keys": "0", "shards_min": "3"}, {})
@@ -124,7 +140,7 @@ def test_every_value_of_a_file_that_is_not_an_option_is_a_fault(tmp_path: Path) 
     kinds = "expected a string, a whole number, a boolean or an array of strings"
     assert resolved.faults == (
         f"{path}: other: found a table; options are not in tables",
-        f"{path}: page_keys: found 1.5, {kinds}",
+        f"{path}: page_keys: found a float, {kinds}",
         f"{path}: buckets: found an array with other values than strings, {kinds}",
         f"{path}: nats: strings in an array must not contain commas",
         f"{path}: prefix: found a table, {kinds}",
