@@ -6,6 +6,7 @@ An error names the option, the value found, and what is allowed. This module doe
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -201,20 +202,29 @@ def _parse_level(name: str, text: str) -> str:
     raise OptionError.of(name, text, "trace, debug, info, warn or error")
 
 
-def _parse_some_text(name: str, text: str) -> str:
-    if text:
-        return text
-    raise OptionError.of(name, text, "some text")
+def _is_path(text: str) -> bool:
+    """Return True if the system accepts a path. In a path, U+DC80 to U+DCFF are bytes that are not UTF-8."""
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:  # another lone surrogate, which JSON can express
+        return False
+    return bool(text) and "\0" not in text
 
 
 def _parse_path(name: str, text: str) -> str:
-    if text and "\0" not in text:
+    if _is_path(text):
         return text
     raise OptionError.of(name, text, "the path of a file")
 
 
-def _parse_secret(name: str, text: str) -> Secret:
-    return Secret(_parse_some_text(name, text))
+def _parse_pem(name: str, text: str) -> str:
+    if _is_path(text):
+        return text
+    raise OptionError.of(name, text, "the path or the text of a PEM file")
+
+
+def _parse_pem_secret(name: str, text: str) -> Secret:
+    return Secret(_parse_pem(name, text))
 
 
 def _show_pem(text: str) -> str:
@@ -259,14 +269,16 @@ def _parse_address(name: str, text: str) -> str:
 
 
 def _parse_secret_text(name: str, text: str) -> Secret:
-    return Secret(_parse_text(name, _parse_some_text(name, text)))
+    if text:
+        return Secret(_parse_text(name, text))
+    raise OptionError.of(name, text, "some text")
 
 
 def _parse_redis_addresses(name: str, text: str) -> tuple[Address, ...]:
     addresses = []
     for part in text.split(","):
         part = part.strip()
-        if part.startswith(("/", "./")) and "\0" not in part:
+        if part.startswith(("/", "./")) and _is_path(part):
             addresses.append(Address(path=part))
             continue
         try:
@@ -323,7 +335,8 @@ def _parse_redis_users(name: str, text: str) -> RedisUsers:
             or not values.get("password")
         ):
             raise OptionError(f"{name}: found {len(text)} characters, allowed {form}, with texts and no user `default`")
-        passwords[user] = Secret(values.pop("password"))
+        _encoded(name, user)
+        passwords[user] = _parse_secret_text(name, values.pop("password"))
         options[user] = values
     return RedisUsers(passwords, options)
 
@@ -358,9 +371,9 @@ SECRET: ValueType[Secret] = ValueType(_parse_secret_text, "TEXT", is_secret=True
 NATS_URLS = ValueType(_parse_urls, "URL", _show_urls, is_secret=True)
 SUBJECT_PREFIX = ValueType(_parse_subject_prefix, "LATTICE.KEY")
 #: The path of a file that holds a seed. A user may give the seed itself by mistake.
-USER_FILE = ValueType(_parse_some_text, "FILE", shown_path, is_secret=True)
+USER_FILE = ValueType(_parse_path, "FILE", shown_path, is_secret=True)
 #: The path of a file.
 PATH = ValueType(_parse_path, "FILE")
 #: The path or the text of a PEM file.
-PEM = ValueType(_parse_some_text, "FILE", _show_pem)
-PEM_SECRET: ValueType[Secret] = ValueType(_parse_secret, "FILE", is_secret=True)
+PEM = ValueType(_parse_pem, "FILE", _show_pem)
+PEM_SECRET: ValueType[Secret] = ValueType(_parse_pem_secret, "FILE", is_secret=True)

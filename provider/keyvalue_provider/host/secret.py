@@ -43,7 +43,7 @@ class Secret:
     def reveal(self) -> str:
         """Return the secret as text.
 
-        Bytes are decoded as UTF-8. Invalid bytes become lone surrogates, which every option refuses.
+        Bytes are decoded as UTF-8. Invalid bytes become lone surrogates, which only paths may contain.
         """
         return self._value if isinstance(self._value, str) else self._value.decode(errors="surrogateescape")
 

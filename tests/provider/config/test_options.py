@@ -58,6 +58,18 @@ def test_every_option_can_be_shown_in_a_table(table: OptionTable) -> None:
         assert option.shown(option.default)
 
 
+@pytest.mark.parametrize("table", [SERVE_OPTIONS, LINK_OPTIONS, WATCHING_LINK_OPTIONS])
+def test_no_option_accepts_text_that_is_not_unicode(table: OptionTable) -> None:
+    """JSON can express a lone surrogate, which no system call, protocol or key can hold."""
+    for name, option in table.items():
+        for text in ("\ud800", "/x/\ud800", "a\ud800:1", '{"\ud800": {"password": "p"}}'):
+            with pytest.raises(OptionError):
+                option.value_type.parse(name, text)
+    for users in ('{"\\ud800": {"password": "p"}}', '{"u": {"password": "\\ud800"}}'):
+        with pytest.raises(OptionError, match="redis_users"):
+            set_to("redis_users", users)
+
+
 def test_without_options_everything_has_its_default() -> None:
     assert options_of({}) == ProviderOptions()
     assert ProviderOptions().store_options() == StoreOptions()

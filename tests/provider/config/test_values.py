@@ -11,6 +11,7 @@ import pytest
 from keyvalue_provider.config import values
 from keyvalue_provider.config.values import OptionError, ValueType
 from keyvalue_provider.host.secret import Secret
+from keyvalue_transport.redis.limits import Address
 
 HUSH = "hush-hush"
 SEED = "SU" + "A" * 56
@@ -43,6 +44,9 @@ CHOICE = values.one_of("read-write", "read-only")
         (values.PEM, "ca.pem", "ca.pem", "ca.pem"),
         (values.PEM, PEM_TEXT, PEM_TEXT, "the text of a PEM file"),
         (values.PEM_SECRET, HUSH, Secret(HUSH), "<redacted>"),
+        (values.PATH, "/x/\udce4", "/x/\udce4", "/x/\udce4"),  # a path that is not UTF-8
+        (values.PEM, "/x/\udce4", "/x/\udce4", "/x/\udce4"),
+        (values.REDIS_ADDRESSES, "/x/\udce4", (Address(path="/x/\udce4"),), "/x/\udce4"),
     ],
 )
 def test_a_type_reads_and_shows_its_values(value_type: ValueType[Any], text: str, value: object, shown: str) -> None:
@@ -65,10 +69,11 @@ def test_a_type_reads_and_shows_its_values(value_type: ValueType[Any], text: str
         (CHOICE, "", "", "read-write or read-only"),
         (CHOICE, "readonly", "readonly", "read-write or read-only"),
         (values.LOG_LEVEL, "loud", "loud", "trace, debug, info, warn or error"),
-        (values.PEM, "", "", "some text"),
+        (values.PEM, "", "", "the path or the text of a PEM file"),
+        (values.SECRET, "", "", "some text"),
         (values.PATH, "", "", "the path of a file"),
         (values.PATH, "a\0b", "a\0b", "the path of a file"),
-        (values.USER_FILE, "", "", "some text"),
+        (values.USER_FILE, "a\0b", "a\0b", "the path of a file"),
         (values.ADDRESS, "a:b", "a:b", "HOST:PORT, with a port from 0 to 65535"),
     ],
 )

@@ -47,6 +47,7 @@ SEVERAL = "found 2 different users in a list of URLs, allowed one for all"
     [
         ("", f"found no URL, {ALLOWED}"),
         (" , ", f"found no URL, {ALLOWED}"),
+        ("user:s3cret\ud800@a:1", f"found text that can't be encoded in UTF-8, {ALLOWED}"),
         ("ws://a:1", f"found 'ws://a:1', {ALLOWED}"),
         ("http://user:s3cret@a:1", f"found 'http://<redacted>@a:1', {ALLOWED}"),
         ("wss://s3cret@a", f"found 'wss://<redacted>@a', {ALLOWED}"),

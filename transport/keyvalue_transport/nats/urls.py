@@ -25,6 +25,10 @@ def split_urls(text: str) -> tuple[str, ...]:
     :raises ValueError: there is no URL, a URL is malformed, or the URLs have different users. The message does not
         show text that may hold a password
     """
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a lone surrogate
+        raise ValueError(f"found text that can't be encoded in UTF-8, {ALLOWED}") from None
     urls = []
     for part in filter(None, (part.strip() for part in text.split(","))):
         url = part if "://" in part else f"nats://{part}"
