@@ -118,6 +118,7 @@ REASONS = {
         health.py             observe/test_endpoint.py              it says what the endpoint answers
         optional_parts.py     tests/integration/test_metrics.py     it composes what options need
         config/watching_options.py  config/test_options.py          tables of options
+        config/link_options.py  config/test_options.py              tables of options
         config/redis_plan.py  tests/integration/test_redis.py       what is refused at the start
         keyvalue/names.py     tests/integration/test_redis.py       keys that are not UTF-8
         outer_process.py      tests/test_build.py                   it needs the executable

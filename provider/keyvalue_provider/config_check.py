@@ -144,7 +144,7 @@ def _describe(report: Report, configuration: Configuration, *tables: tuple[Optio
                 shown = option.shown(getattr(options, name))
             report.options[name] = shown, "default" if setting is None else setting.origin
     report.faults += configuration.faults
-    report.remarks += configuration.deprecated
+    report.remarks += configuration.remarks
     for origin, names in configuration.unknown.items():
         report.faults.append(_unknown(origin, names))
 

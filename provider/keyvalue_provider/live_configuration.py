@@ -29,7 +29,7 @@ class LiveConfiguration:
         self._log_form = self._log_form_of(configuration.options)
         set_up_log(*self._log_form)
         self._unknown: Mapping[str, tuple[str, ...]] = {}
-        self._deprecated: tuple[str, ...] = ()
+        self._remarks: tuple[str, ...] = ()
         self._warn_of(configuration)
 
     def take(self, config: Mapping[str, str]) -> ProviderOptions | None:
@@ -94,14 +94,14 @@ class LiveConfiguration:
         self.fault = f"config: {reason}"
 
     def _warn_of(self, configuration: Configuration) -> None:
-        """Log each unknown or deprecated name once."""
+        """Log each unknown name and each remark once."""
         for origin, names in configuration.unknown.items():
             if news := set(names) - set(self._unknown.get(origin, ())):
                 log.warning("%s: ignored, since no option has this name: %s", origin, ", ".join(sorted(news)))
-        for remark in configuration.deprecated:
-            if remark not in self._deprecated:
+        for remark in configuration.remarks:
+            if remark not in self._remarks:
                 log.warning("%s", remark)
-        self._unknown, self._deprecated = configuration.unknown, configuration.deprecated
+        self._unknown, self._remarks = configuration.unknown, configuration.remarks
 
     def _log_form_of(self, options: ProviderOptions) -> tuple[str, bool]:
         """Return the log level, and True if the log is JSON."""

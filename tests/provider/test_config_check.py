@@ -171,6 +171,16 @@ def test_an_old_name_is_only_a_remark(check: Check) -> None:
     ]
 
 
+def test_an_option_without_effect_is_only_a_remark(check: Check) -> None:
+    code, output = check("--jetstream-bucket", "x", "--redis-flush")
+    assert code == 0
+    assert output.splitlines()[-3:] == [
+        "remark: command line: jetstream_bucket has no effect: it needs store=jetstream",
+        "remark: command line: redis_flush has no effect: it needs redis_address",
+        "nothing is wrong",
+    ]
+
+
 def test_check_reads_links_even_if_an_option_is_wrong(check: Check) -> None:
     own, host = XKey.generate(), XKey.generate()
     sealed = list(host.seal(json.dumps({"bucket": {"kind": "String", "value": SECRET}}).encode(), own))

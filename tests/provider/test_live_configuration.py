@@ -73,3 +73,14 @@ def test_changes_and_corrections_are_logged_once(caplog: pytest.LogCaptureFixtur
         "config: the last fault is corrected",
         "config: these changes take effect at the next start: page_keys",
     ]
+
+
+def test_an_option_without_effect_is_logged_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("keyvalue_provider"), "handlers", [caplog.handler])
+    started(HostData(config={"keys": "plain"})).take({"keys": "plain", "access": "read-only"})
+    assert [record.getMessage() for record in caplog.records] == [
+        "config: keys has no effect: it needs store=jetstream",
+        "config: changed: access",
+    ]

@@ -25,6 +25,7 @@ class Option:
     :ivar help: a short description, for `--help` and for the documentation
     :ivar is_live: True if a change takes effect at once; False if it takes effect at the next start
     :ivar old_name: the option's previous name, which is still accepted
+    :ivar needs: the option without which this one has no effect: its name, or NAME=VALUE
     """
 
     name: str
@@ -33,6 +34,15 @@ class Option:
     help: str
     is_live: bool = False
     old_name: str | None = None
+    needs: str | None = None
+
+    def has_effect(self, options: object) -> bool:
+        """Return True if the option that this one needs is set in `options`."""
+        if self.needs is None:
+            return True
+        name, _, value = self.needs.partition("=")
+        found = getattr(options, name)
+        return bool(found == value) if value else found is not None
 
     def shown(self, value: Any) -> str:
         """Return a value of this option as text, without secrets."""
@@ -41,13 +51,13 @@ class Option:
 
 @overload
 def option(
-    value_type: ValueType[T], help: str, *, default: T, live: bool = ..., old_name: str | None = ...
+    value_type: ValueType[T], help: str, *, default: T, live: bool = ..., old_name: str | None = ..., needs: str | None = ...
 ) -> T: ...  # fmt: skip
 
 
 @overload
 def option(
-    value_type: ValueType[T], help: str, *, live: bool = ..., old_name: str | None = ...
+    value_type: ValueType[T], help: str, *, live: bool = ..., old_name: str | None = ..., needs: str | None = ...
 ) -> T | None: ...  # fmt: skip
 
 
@@ -58,9 +68,10 @@ def option(
     default: T | None = None,
     live: bool = False,
     old_name: str | None = None,
+    needs: str | None = None,
 ) -> T | None:
     """Declare an option as a field of a dataclass. `Option` describes the parameters."""
-    declared = Option("", value_type, default, help, live, old_name)
+    declared = Option("", value_type, default, help, live, old_name, needs)
     return field(default=default, repr=not value_type.is_secret, metadata={"option": declared})
 
 

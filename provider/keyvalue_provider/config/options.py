@@ -13,13 +13,24 @@ docs/operating.md use those tables.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from keyvalue_engine import StoreOptions
 from keyvalue_provider.config import values
 from keyvalue_provider.config.declaration import OptionTable, option
+from keyvalue_provider.config.link_options import (
+    BE64,
+    JETSTREAM,
+    LATEST,
+    LINK_OPTIONS,
+    MEMORY,
+    READ_ONLY,
+    READ_WRITE,
+    REPLICATED,
+    STORE_DEFAULTS,
+    LinkOptions,
+)
 from keyvalue_provider.config.values import OptionError, RedisUsers
 from keyvalue_provider.config.watching_options import ENCODED, PLAIN, WATCHING_LINK_OPTIONS, WatchingLinkOptions
 from keyvalue_provider.host.secret import Secret
@@ -54,109 +65,12 @@ __all__ = [
     "WatchingLinkOptions",
 ]
 
-STORE_DEFAULTS = StoreOptions()
 INVOCATION_DEFAULTS = InvocationLimits()
 LISTENER_DEFAULTS = ListenerLimits()
 PARAMETER_DEFAULTS = ParameterLimits()
 
-READ_WRITE, READ_ONLY = "read-write", "read-only"
-MEMORY, JETSTREAM = "memory", "jetstream"
-LATEST, LOCAL = "latest", "local"
 ATOMIC, PIPELINED = "atomic", "pipelined"
 NONE, OLDEST, UNUSED = "none", "oldest", "unused"
-TEXT, BE64 = "text", "be64"
-
-
-@dataclass(frozen=True, slots=True)
-class LinkOptions:
-    """Options that decide what a caller may do.
-
-    They come from the caller's link, or from the provider if the caller has no link.
-    """
-
-    bucket: bytes | None = option(values.BUCKET_NAME, "use this bucket, whatever name the caller gives", live=True)
-    bucket_prefix: bytes | None = option(
-        values.ENCODED_TEXT, "prefix of the caller's bucket names; ignored if `bucket` is set", live=True
-    )
-    buckets: frozenset[bytes] | None = option(
-        values.BUCKET_NAMES,
-        "allowed bucket names, separated by commas; calls with other names get no-such-store",
-        live=True,
-    )
-    strict_buckets: bool = option(
-        values.FLAG,
-        "get, exists, delete, get-many, delete-many: no-such-store for a bucket that was never written",
-        default=STORE_DEFAULTS.strict_buckets,
-    )
-    access: str = option(
-        values.one_of(READ_WRITE, READ_ONLY),
-        "read-write or read-only; if read-only, writes get access-denied",
-        default=READ_WRITE,
-        live=True,
-    )
-    page_keys: int = option(values.COUNT, "maximum keys in one list-keys answer", default=STORE_DEFAULTS.page_keys_max)
-    page_bytes: int = option(
-        values.BYTES,
-        "maximum bytes in one list-keys answer; the default fits 1 MiB messages",
-        default=STORE_DEFAULTS.page_bytes_max,
-    )
-    key_bytes_max: int = option(values.LENGTH, "maximum bytes in a key", default=STORE_DEFAULTS.key_bytes_max)
-    value_bytes_max: int = option(values.LENGTH, "maximum bytes in a value", default=STORE_DEFAULTS.value_bytes_max)
-    quota_keys: int | None = option(
-        values.COUNT,
-        "quota: maximum keys in the link's buckets, including keys from other writers",
-        live=True,
-        old_name="keys_max",
-    )
-    quota_bytes: int | None = option(
-        values.BYTES,
-        "quota: maximum bytes of memory for the link's buckets, including keys from other writers",
-        live=True,
-        old_name="bytes_max",
-    )
-    ttl_ms: int | None = option(values.TTL, "milliseconds until a written key expires", live=True)
-    reads: str = option(
-        values.one_of(LATEST, LOCAL),
-        "with store=jetstream: latest shows every acknowledged change, local what has arrived at this instance",
-        default=LATEST,
-        live=True,
-    )
-    keys: str = option(
-        values.one_of(ENCODED, PLAIN),
-        "with store=jetstream: encoded puts all buckets into jetstream_bucket; plain makes each bucket a KV bucket",
-        default=ENCODED,
-    )
-    counter: str = option(
-        values.one_of(TEXT, BE64),
-        "with store=jetstream: counters are decimal text, or 8 bytes as hosts of wasmCloud 2.x store them",
-        default=TEXT,
-        live=True,
-    )
-    enable_bucket_auto_create: bool = option(
-        values.FLAG, "with keys=plain: create a KV bucket that does not exist", default=False, live=True
-    )
-    js_domain: str | None = option(
-        values.KV_BUCKET, "with keys=plain: JetStream domain, instead of jetstream_domain", live=True
-    )
-
-    @classmethod
-    def from_config(cls, provider: ProviderOptions, config: Mapping[str, str]) -> tuple[LinkOptions, list[str]]:
-        """Return the options of a link, and remarks about the names in its target_config.
-
-        The target_config overrides the provider's options.
-
-        :raises OptionError: a value is malformed, or a name is misspelt
-        """
-        own, remarks = LINK_OPTIONS.read(config)
-        return cls.over(provider, own), remarks
-
-    @classmethod
-    def over(cls, provider: ProviderOptions, own: Mapping[str, Any]) -> LinkOptions:
-        """Return the provider's options, overridden by the values of a link's own options."""
-        options = {name: getattr(provider, name) for name in LINK_OPTIONS} | {**own}
-        if provider.store == MEMORY:
-            options["keys"] = ENCODED
-        return cls(**options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,42 +87,62 @@ class ProviderOptions(LinkOptions):
         "file that holds the keys of a memory store while it does not run; with store=jetstream: a file to import once",
     )
     snapshot_interval_ms: int = option(
-        values.MILLISECONDS, "milliseconds from one save to the file snapshot_path to the next", default=60_000
+        values.MILLISECONDS,
+        "milliseconds from one save to the file snapshot_path to the next",
+        default=60_000,
+        needs="snapshot_path",
     )
     jetstream_bucket: str | None = option(
         values.KV_BUCKET,
         "name of the NATS key-value bucket; if not set: the provider key, or the prefix with serve (keys=plain: no bucket)",
+        needs=REPLICATED,
     )
     jetstream_storage: str = option(
-        values.one_of("file", "memory"), "where a created KV bucket is kept by its servers", default="file"
+        values.one_of("file", "memory"),
+        "where a created KV bucket is kept by its servers",
+        default="file",
+        needs=REPLICATED,
     )
     jetstream_replicas: int = option(
-        values.REPLICAS, "number of servers that keep a created KV bucket, 1 to 5", default=1
+        values.REPLICAS, "number of servers that keep a created KV bucket, 1 to 5", default=1, needs=REPLICATED
     )
     jetstream_history: int = option(
-        values.HISTORY, "number of changes of a key that a created KV bucket keeps, 1 to 64", default=64
+        values.HISTORY,
+        "number of changes of a key that a created KV bucket keeps, 1 to 64",
+        default=64,
+        needs=REPLICATED,
     )
-    jetstream_bytes_max: int | None = option(values.BYTES, "maximum size of a created KV bucket")
+    jetstream_bytes_max: int | None = option(values.BYTES, "maximum size of a created KV bucket", needs=REPLICATED)
     jetstream_create: bool = option(
-        values.FLAG, "create the KV bucket if it does not exist, and switch on what it lacks", default=True
+        values.FLAG,
+        "create the KV bucket if it does not exist, and switch on what it lacks",
+        default=True,
+        needs=REPLICATED,
     )
-    jetstream_domain: str | None = option(values.KV_BUCKET, "JetStream domain of the KV bucket")
+    jetstream_domain: str | None = option(values.KV_BUCKET, "JetStream domain of the KV bucket", needs=REPLICATED)
     jetstream_timeout_ms: int = option(
-        values.MILLISECONDS, "milliseconds that a call waits for JetStream", default=5_000
+        values.MILLISECONDS, "milliseconds that a call waits for JetStream", default=5_000, needs=REPLICATED
     )
     jetstream_adopt: bool = option(
-        values.FLAG, "with keys=plain: switch on what a KV bucket lacks that others have created", default=False
+        values.FLAG,
+        "with keys=plain: switch on what a KV bucket lacks that others have created",
+        default=False,
+        needs=REPLICATED,
     )
-    open_buckets_max: int = option(values.COUNT, "with keys=plain: maximum open KV buckets", default=256)
+    open_buckets_max: int = option(
+        values.COUNT, "with keys=plain: maximum open KV buckets", default=256, needs=REPLICATED
+    )
     bucket_idle_ms: int = option(
         values.MILLISECONDS,
         "with keys=plain: milliseconds until a KV bucket that nobody uses is closed",
         default=600_000,
+        needs=REPLICATED,
     )
     batch: str = option(
         values.one_of(ATOMIC, PIPELINED),
         "with store=jetstream: store set-many and delete-many all or nothing, or faster key by key",
         default=ATOMIC,
+        needs=REPLICATED,
     )
     bucket_name_bytes_max: int = option(
         values.LENGTH, "maximum bytes in a bucket's name", default=STORE_DEFAULTS.bucket_name_bytes_max
@@ -309,45 +243,61 @@ class ProviderOptions(LinkOptions):
         "HOST:PORT or path of a Unix socket for Redis clients, or several with commas; off unless set",
     )
     redis_password: Secret | None = option(  # noqa: RUF009 # `option` returns a field
-        values.SECRET, "password of Redis clients; needed unless each address is loopback or a Unix socket"
+        values.SECRET,
+        "password of Redis clients; needed unless each address is loopback or a Unix socket",
+        needs="redis_address",
     )
     redis_users: RedisUsers | None = option(  # noqa: RUF009 # `option` returns a field
         values.REDIS_USERS,
         'Redis users, as JSON: {"NAME": {"password": "...", "access": "read-only"}}, with the options of links',
+        needs="redis_address",
     )
     redis_buckets: tuple[bytes, ...] | None = option(
-        values.DATABASES, "bucket of each Redis database from 0, with commas; if not set: default, 1, 2 to 15"
+        values.DATABASES,
+        "bucket of each Redis database from 0, with commas; if not set: default, 1, 2 to 15",
+        needs="redis_address",
     )
-    redis_socket_mode: int = option(values.MODE, "permissions of Unix sockets for Redis, in octal", default=0o600)
+    redis_socket_mode: int = option(
+        values.MODE, "permissions of Unix sockets for Redis, in octal", default=0o600, needs="redis_address"
+    )
     redis_tls_certificate: str | None = option(
-        values.PEM, "certificate for Redis clients: PEM file or text; makes TLS mandatory on TCP"
+        values.PEM, "certificate for Redis clients: PEM file or text; makes TLS mandatory on TCP", needs="redis_address"
     )
     redis_tls_key: Secret | None = option(  # noqa: RUF009 # `option` returns a field
-        values.PEM_SECRET, "private key of redis_tls_certificate: PEM file or text"
+        values.PEM_SECRET, "private key of redis_tls_certificate: PEM file or text", needs="redis_address"
     )
     redis_tls_ca: str | None = option(
-        values.PEM, "certificate authorities of Redis clients, which must then present a certificate"
+        values.PEM,
+        "certificate authorities of Redis clients, which must then present a certificate",
+        needs="redis_address",
     )
     redis_connections_max: int = option(
-        values.COUNT, "maximum Redis connections", default=LISTENER_DEFAULTS.connections_max
+        values.COUNT, "maximum Redis connections", default=LISTENER_DEFAULTS.connections_max, needs="redis_address"
     )
     redis_request_bytes_max: int = option(
-        values.BYTES, "maximum bytes of one Redis request", default=LISTENER_DEFAULTS.request_bytes_max
+        values.BYTES,
+        "maximum bytes of one Redis request",
+        default=LISTENER_DEFAULTS.request_bytes_max,
+        needs="redis_address",
     )
     redis_held_bytes_max: int = option(
         values.BYTES,
         "maximum bytes of Redis requests that are incomplete or wait, on all connections together",
         default=LISTENER_DEFAULTS.held_bytes_max,
+        needs="redis_address",
     )
     redis_unsent_bytes_max: int = option(
         values.BYTES,
         "maximum bytes of answers that Redis clients do not read, on all connections together",
         default=LISTENER_DEFAULTS.unsent_bytes_max,
+        needs="redis_address",
     )
     redis_idle_timeout_ms: int | None = option(
-        values.MILLISECONDS, "milliseconds until an idle Redis connection is closed; if not set: never"
+        values.MILLISECONDS,
+        "milliseconds until an idle Redis connection is closed; if not set: never",
+        needs="redis_address",
     )
-    redis_flush: bool = option(values.FLAG, "allow FLUSHDB", default=False)
+    redis_flush: bool = option(values.FLAG, "allow FLUSHDB", default=False, needs="redis_address")
     metrics_address: str | None = option(values.ADDRESS, "HOST:PORT for /metrics, /livez and /readyz; off unless set")
     log_level: str | None = option(
         values.LOG_LEVEL,
@@ -488,7 +438,6 @@ class StandaloneOptions:
     )
 
 
-LINK_OPTIONS = OptionTable(LinkOptions)
 OPTIONS = OptionTable(ProviderOptions)
 STANDALONE_OPTIONS = OptionTable(StandaloneOptions)
 #: The options of `keyvalue-inmemory serve`.

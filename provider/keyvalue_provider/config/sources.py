@@ -6,7 +6,7 @@ standalone           file, environment, flags
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ class Configuration:
     :ivar faults: one line for each fault, without secrets; a faulty option has its default in `options`
     :ivar wrong: the names of the faulty options
     :ivar unknown: names that resemble no option, by origin
-    :ivar deprecated: one remark for each old name in use
+    :ivar remarks: one for each old name in use, and for each option that has no effect without another
     """
 
     options: ProviderOptions
@@ -74,7 +74,7 @@ class Configuration:
     faults: tuple[str, ...]
     wrong: frozenset[str]
     unknown: Mapping[str, tuple[str, ...]]
-    deprecated: tuple[str, ...]
+    remarks: tuple[str, ...]
 
 
 def environment_settings(environment: Mapping[str, str]) -> dict[str, Setting]:
@@ -138,7 +138,7 @@ def resolve(*sources: Mapping[str, Setting], standalone: bool = False) -> Config
     faults: list[str] = []
     wrong: set[str] = set()
     unknown: dict[str, tuple[str, ...]] = {}
-    deprecated: list[str] = []
+    remarks: list[str] = []
     for source in sources:
         names = table.sort_names(source)
         for name, option in names.options.items():
@@ -151,7 +151,7 @@ def resolve(*sources: Mapping[str, Setting], standalone: bool = False) -> Config
         for name, fault in names.faults.items():
             faults.append(f"{source[name].origin}: {fault}")
             wrong.update(option for old_name, option in table.old_names.items() if old_name == name)
-        deprecated += [f"{source[name].origin}: {remark}" for name, remark in names.deprecated.items()]
+        remarks += [f"{source[name].origin}: {remark}" for name, remark in names.deprecated.items()]
     values: dict[str, Any] = {}
     for option, setting in settings.items():
         name = given_names[option]
@@ -166,6 +166,8 @@ def resolve(*sources: Mapping[str, Setting], standalone: bool = False) -> Config
     options = ProviderOptions(**{name: value for name, value in values.items() if name in OPTIONS})
     if conflict := options.conflict():
         faults.append(conflict)
+    if not faults:  # a faulty option may be the one that others need
+        remarks += _without_effect(options, settings)
     return Configuration(
         options,
         StandaloneOptions(**{name: value for name, value in values.items() if name in STANDALONE_OPTIONS}),
@@ -173,8 +175,15 @@ def resolve(*sources: Mapping[str, Setting], standalone: bool = False) -> Config
         tuple(faults),
         frozenset(wrong),
         unknown,
-        tuple(deprecated),
+        tuple(remarks),
     )
+
+
+def _without_effect(options: ProviderOptions, settings: Mapping[str, Setting]) -> Iterator[str]:
+    """Yield a remark for each option that has no effect, because the option that it needs is not set."""
+    for name, option in OPTIONS.items():
+        if name in settings and getattr(options, name) != option.default and not option.has_effect(options):
+            yield f"{settings[name].origin}: {name} has no effect: it needs {option.needs}"
 
 
 def _setting(value: Any, origin: str) -> Setting:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from keyvalue_provider.config.options import SERVE_OPTIONS, ProviderOptions, StandaloneOptions
+from keyvalue_provider.config.options import OPTIONS, SERVE_OPTIONS, ProviderOptions, StandaloneOptions
 from keyvalue_provider.config.sources import (
     FILE_BYTES_MAX,
     Setting,
@@ -176,11 +176,45 @@ def test_a_misspelt_name_is_a_fault_in_every_source(tmp_path: Path) -> None:
 def test_old_names_still_work() -> None:
     resolved = resolve(environment_settings({"KEYVALUE_BYTES_MAX": "7"}), host_settings({"keys_max": "8"}, {}))
     assert resolved.options == ProviderOptions(quota_bytes=7, keys_max=8)
-    assert resolved.deprecated == ("environment: bytes_max is deprecated (use quota_bytes)",)
+    assert resolved.remarks == ("environment: bytes_max is deprecated (use quota_bytes)",)
     assert resolved.faults == ()
     assert resolved.settings["quota_bytes"].origin == "environment"
     overridden = resolve(environment_settings({"KEYVALUE_BYTES_MAX": "7"}), host_settings({"quota_bytes": "8"}, {}))
     assert overridden.options == ProviderOptions(quota_bytes=8)
+
+
+NEEDY = [
+    ("jetstream_bucket", "b", "store", "jetstream"),
+    ("keys", "plain", "store", "jetstream"),
+    ("batch", "pipelined", "store", "jetstream"),
+    ("bucket_idle_ms", "7", "store", "jetstream"),
+    ("redis_flush", "true", "redis_address", "h:1"),
+    ("redis_password", HUSH, "redis_address", "/a.sock"),
+    ("snapshot_interval_ms", "7", "snapshot_path", "file"),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "needed", "value"), NEEDY)
+def test_an_option_without_the_one_that_it_needs_is_a_remark(name: str, text: str, needed: str, value: str) -> None:
+    missing = f"{needed}={value}" if needed == "store" else needed
+    given = host_settings({name: text}, {})
+    assert resolve(given).remarks == (f"config: {name} has no effect: it needs {missing}",)
+    assert resolve(given).faults == ()
+    assert resolve(given, host_settings({needed: value}, {})).remarks == ()
+    assert resolve(given, host_settings({needed: ""}, {})).remarks == (), "the fault comes first"
+    default = OPTIONS[name].default
+    if default is not None:
+        assert resolve(host_settings({name: OPTIONS[name].shown(default)}, {})).remarks == ()
+
+
+def test_the_options_of_the_optional_parts_need_them() -> None:
+    needed = {name: option.needs for name, option in OPTIONS.items()}
+    for name in OPTIONS.keys() - {"redis_address"}:
+        for begin, what in (("jetstream_", "store=jetstream"), ("redis_", "redis_address")):
+            assert not name.startswith(begin) or needed[name] == what, name
+    for needs in filter(None, needed.values()):
+        name, _, value = needs.partition("=")
+        OPTIONS[name].value_type.parse(name, value or "/x")
 
 
 def test_an_old_name_next_to_the_present_one_is_a_fault() -> None:
