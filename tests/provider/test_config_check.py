@@ -181,6 +181,22 @@ def test_an_option_without_effect_is_only_a_remark(check: Check) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("field", "fault"),
+    [
+        ("colour", "unknown field colour"),
+        ("acess", "acess: no option has this name; did you mean access?"),
+        ("access", f"access: found {len(SECRET)} characters, allowed read-write or read-only"),
+        ("keys_max", f"keys_max: found {len(SECRET)} characters, allowed a whole number from 1"),
+    ],
+)
+def test_a_redis_user_with_an_unusable_option(check: Check, field: str, fault: str) -> None:
+    users = json.dumps({"a": {"password": SECRET, field: SECRET}})
+    code, output = check("--redis-address", "1", environment={"KEYVALUE_REDIS_USERS": users})
+    assert (code, wrong(output)) == (2, [f"redis_users: user a: {fault}"])
+    assert SECRET not in output
+
+
 def test_check_reads_links_even_if_an_option_is_wrong(check: Check) -> None:
     own, host = XKey.generate(), XKey.generate()
     sealed = list(host.seal(json.dumps({"bucket": {"kind": "String", "value": SECRET}}).encode(), own))

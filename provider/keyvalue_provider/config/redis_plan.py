@@ -9,7 +9,9 @@ from ipaddress import ip_address
 from typing import Any
 
 from keyvalue_provider.config.options import LINK_OPTIONS, OptionError, ProviderOptions
+from keyvalue_provider.host.json_fields import shown_name
 from keyvalue_provider.host.secret import Secret
+from keyvalue_provider.observe.log import printable
 from keyvalue_transport.redis.limits import Address, ListenerLimits
 from keyvalue_transport.wrpc.handler import Caller
 
@@ -81,12 +83,15 @@ def _users(options: ProviderOptions) -> dict[str, tuple[Secret, Mapping[str, Any
     if options.redis_users is None:
         return users
     for name, texts in options.redis_users.options.items():
+        place = f"redis_users: user {printable(shown_name(name))}"
+        if unknown := LINK_OPTIONS.sort_names(texts).unknown:
+            raise ValueError(f"{place}: unknown field {printable(shown_name(unknown[0]))}")
         try:
             own, remarks = LINK_OPTIONS.read(texts)
         except OptionError as error:
-            raise ValueError(f"redis_users: {name}: {error.discreet}") from None
+            raise ValueError(f"{place}: {error.discreet}") from None
         if remarks:
-            raise ValueError(f"redis_users: {name}: {'; '.join(remarks)}")
+            raise ValueError(f"{place}: {'; '.join(remarks)}")
         users[name] = options.redis_users.passwords[name], own
     return users
 

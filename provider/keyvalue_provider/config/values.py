@@ -14,8 +14,9 @@ from typing import Generic, TypeVar
 
 from keyvalue_engine.options import LENGTH_MAX, SHARD_BITS_MAX, TTL_MS_MAX
 from keyvalue_provider.config.user_files import shown_path
+from keyvalue_provider.host.json_fields import FieldError, shown_name, text_map
 from keyvalue_provider.host.secret import Secret
-from keyvalue_provider.observe.log import LEVELS
+from keyvalue_provider.observe.log import LEVELS, printable
 from keyvalue_transport.nats.subjects import check_subject
 from keyvalue_transport.nats.urls import redacted_url, split_urls
 from keyvalue_transport.redis.limits import Address
@@ -57,6 +58,7 @@ __all__ = [
 
 #: The largest number that the engine accepts. Lengths and times have their own limits.
 NUMBER_MAX = 2**63 - 1
+REDIS_USERS_FORM = '{"NAME": {"password": "...", "OPTION": "VALUE"}}'
 ADDRESS_FORM = "HOST:PORT, with a port from 0 to 65535"
 #: An error shows at most this many characters of a malformed value.
 SHOWN_MAX = 64
@@ -320,24 +322,34 @@ class RedisUsers:
 
 
 def _parse_redis_users(name: str, text: str) -> RedisUsers:
-    form = 'JSON: {"NAME": {"password": "...", ...}}'
+    """Return the users in a JSON text. An error names users and fields, but never shows a value."""
     try:
         users = json.loads(text)
-    except (ValueError, RecursionError):
-        users = None
+    except json.JSONDecodeError as error:
+        raise OptionError(f"{name}: not JSON (line {error.lineno}, column {error.colno})") from None
+    except (ValueError, RecursionError):  # a number with thousands of digits, or deep nesting
+        raise OptionError(f"{name}: not JSON of this form: {REDIS_USERS_FORM}") from None
+    if not isinstance(users, dict):
+        raise OptionError(f"{name}: not an object of this form: {REDIS_USERS_FORM}")
     passwords: dict[str, Secret] = {}
     options: dict[str, dict[str, str]] = {}
-    for user, values in users.items() if isinstance(users, dict) else [("default", None)]:
-        if (
-            user == "default"
-            or not isinstance(values, dict)
-            or not all(isinstance(value, str) for value in values.values())
-            or not values.get("password")
-        ):
-            raise OptionError(f"{name}: found {len(text)} characters, allowed {form}, with texts and no user `default`")
-        _encoded(name, user)
-        passwords[user] = _parse_secret_text(name, values.pop("password"))
-        options[user] = values
+    for user, fields in users.items():
+        place = f"{name}: user {printable(shown_name(user))}"
+        if user == "default":
+            raise OptionError(f"{place}: not allowed here; redis_password is the password of this user")
+        try:
+            options[user] = text_map(fields, place)
+        except FieldError as error:
+            raise OptionError(printable(str(error))) from None
+        password = options[user].pop("password", "")
+        if not password:
+            others = f"; found {printable(shown_name(', '.join(options[user])))}" if options[user] else ""
+            raise OptionError(f"{place}: no password{others}")
+        try:
+            _encoded(name, user + password)
+        except OptionError:
+            raise OptionError(f"{place}: the name or password can't be encoded in UTF-8") from None
+        passwords[user] = Secret(password)
     return RedisUsers(passwords, options)
 
 

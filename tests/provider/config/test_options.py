@@ -315,6 +315,7 @@ def is_refusal(error: str, table: OptionTable) -> bool:
     """Return True if an error names an option, and what is allowed or meant."""
     return (
         re.match(rf"({'|'.join([*table, *table.old_names])}): found .*, allowed ", error, re.DOTALL) is not None
+        or error.startswith("redis_users: not ")
         or re.search(rf": no option has this name; did you mean ({'|'.join(table)})( or \w+)*\?$", error) is not None
     )
 

@@ -84,6 +84,37 @@ def test_a_type_refuses_malformed_texts(value_type: ValueType[Any], text: str, f
     assert re.fullmatch(rf"name: found \d+ characters, allowed {allowed}", caught.value.discreet)
 
 
+FORM = '{"NAME": {"password": "...", "OPTION": "VALUE"}}'
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("{bad", "not JSON (line 1, column 2)"),
+        ('{"a": {"password":\n"hush}', "not JSON (line 2, column 1)"),
+        ("[" * 100_000, f"not JSON of this form: {FORM}"),
+        ("9" * 5_000, f"not JSON of this form: {FORM}"),
+        ('["hush"]', f"not an object of this form: {FORM}"),
+        (
+            '{"default": {"password": "hush"}}',
+            "user default: not allowed here; redis_password is the password of this user",
+        ),
+        ('{"a": "hush"}', "user a: found a string, expected an object of strings"),
+        ('{"a": {"password": "hush", "quota_keys": 7031}}', "user a.quota_keys: found a number, expected a string"),
+        ('{"a": {"password": 7031}}', "user a.password: found a number, expected a string"),
+        ('{"a": {"pasword": "hush"}}', "user a: no password; found pasword"),
+        ('{"a\\n": {"password": ""}}', "user a\\n: no password"),
+        ('{"a": {"b\\n": 7031}}', "user a.b\\n: found a number, expected a string"),
+        (f'{{"{"a" * 200}": {{}}}}', f"user {'a' * 128}: no password"),
+        ('{"a": {"password": "hush\\ud800"}}', "user a: the name or password can't be encoded in UTF-8"),
+    ],
+)
+def test_malformed_redis_users(text: str, fault: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        values.REDIS_USERS.parse("redis_users", text)
+    assert str(caught.value) == caught.value.discreet == f"redis_users: {fault}"
+
+
 @pytest.mark.parametrize(("text", "address"), [("h:1", ("h", 1)), ("[::1]:2", ("::1", 2)), (":3", ("127.0.0.1", 3))])
 def test_addresses(text: str, address: tuple[str, int]) -> None:
     assert values.split_address(text) == address
