@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -21,6 +22,7 @@ from typing import TypeVar
 from keyvalue_provider.config.command_line import flags_of
 from keyvalue_provider.config.declaration import OptionTable
 from keyvalue_provider.config.options import (
+    JETSTREAM,
     LINK_OPTIONS,
     OPTIONS,
     STANDALONE_OPTIONS,
@@ -101,6 +103,7 @@ def check(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
         _describe_log(report, "info", False, "default")
         for part in (refuse_links, user_of, tls_of, redis_of):
             _try(report, part, configuration)
+        _check_paths(report, configuration)
     else:
         if given := [name for name, value in {"config": arguments.config, **flags_of(arguments)}.items() if value]:
             raise ValueError(
@@ -117,6 +120,7 @@ def check(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
         xkeys = _try(report, xkeys_of, host_data)
         _try(report, tls_of, configuration)
         _try(report, redis_of, configuration)
+        _check_paths(report, configuration)
         _describe_links(report, host_data, xkeys, configuration.options)
     print(report.json() if arguments.json else report.text())  # noqa: T201 # the command's output
     return 2 if report.faults else 0
@@ -163,6 +167,21 @@ def _try(report: Report, part: Callable[[S], T], source: S) -> T | None:
     except ValueError as error:
         report.faults.append(str(error))
         return None
+
+
+def _check_paths(report: Report, configuration: Configuration) -> None:
+    """Report each path at which a start could not use or create a file or a socket."""
+    options = configuration.options
+    paths = [("redis_address", address.path) for address in options.redis_address or () if address.path]
+    if options.snapshot_path is not None:
+        paths.append(("snapshot_path", options.snapshot_path))
+    for name, path in paths:
+        setting = configuration.settings[name]
+        where = f"{setting.origin}: {name}: {'<redacted>' if setting.is_secret else path}"
+        if os.path.isdir(path):
+            report.faults.append(f"{where}: found a directory, expected the path of a file")
+        elif not os.path.isdir(os.path.dirname(path) or ".") and (name, options.store) != ("snapshot_path", JETSTREAM):
+            report.faults.append(f"{where}: the directory does not exist")
 
 
 def _describe_links(report: Report, host_data: HostData, xkeys: Xkeys | None, options: ProviderOptions) -> None:

@@ -197,6 +197,31 @@ def test_a_redis_user_with_an_unusable_option(check: Check, field: str, fault: s
     assert SECRET not in output
 
 
+@pytest.mark.parametrize(
+    ("flags", "faults"),
+    [
+        (["--snapshot-path", "HERE/none/x"], ["snapshot_path: HERE/none/x: the directory does not exist"]),
+        (["--snapshot-path", "HERE"], ["snapshot_path: HERE: found a directory, expected the path of a file"]),
+        (["--snapshot-path", "HERE/x", "--redis-address", "HERE/r,HERE/s"], []),
+        (["--snapshot-path", "x"], []),
+        (["--snapshot-path", "HERE/none/x", "--store", "jetstream"], []),  # such a start imports no file
+        (["--redis-address", "1,HERE/none/r"], ["redis_address: HERE/none/r: the directory does not exist"]),
+        (["--redis-address", "HERE"], ["redis_address: HERE: found a directory, expected the path of a file"]),
+    ],
+)
+def test_a_path_that_a_start_can_not_use(check: Check, tmp_path: Path, flags: list[str], faults: list[str]) -> None:
+    code, output = check(*(flag.replace("HERE", str(tmp_path)) for flag in flags))
+    expected = [f"command line: {fault.replace('HERE', str(tmp_path))}" for fault in faults]
+    assert (code, wrong(output)) == (2 if faults else 0, expected)
+
+
+def test_a_path_that_is_a_secret_is_not_shown(check: Check) -> None:
+    host_data = {"provider_key": "kv", "secrets": {"snapshot_path": {"kind": "String", "value": f"/{SECRET}/x"}}}
+    code, output = check(host_data=host_data)
+    assert (code, wrong(output)) == (2, ["secrets: snapshot_path: <redacted>: the directory does not exist"])
+    assert SECRET not in output
+
+
 def test_check_reads_links_even_if_an_option_is_wrong(check: Check) -> None:
     own, host = XKey.generate(), XKey.generate()
     sealed = list(host.seal(json.dumps({"bucket": {"kind": "String", "value": SECRET}}).encode(), own))
