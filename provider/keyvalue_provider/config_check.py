@@ -55,7 +55,6 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 STANDARD_INPUT = 0
-HOST_DATA = "host data"
 NAME_COLUMN, VALUE_COLUMN = 27, 32
 
 
@@ -100,7 +99,7 @@ def check(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
         _describe(
             report, configuration, (STANDALONE_OPTIONS, configuration.standalone), (OPTIONS, configuration.options)
         )
-        _describe_log(report, "info", False, "default")
+        _describe_log(report, HostData())
         for part in (refuse_links, user_of, tls_of, redis_of):
             _try(report, part, configuration)
         _check_paths(report, configuration)
@@ -111,10 +110,11 @@ def check(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
             )
         host_data = _read(arguments.host_data)
         configuration = resolve_host(host_data, host_data.config, environment)
-        report.options["nats"] = STANDALONE_OPTIONS["nats"].shown(host_data.lattice_rpc_url), HOST_DATA
-        report.options["prefix"] = f"{host_data.lattice_rpc_prefix}.{host_data.provider_key}", HOST_DATA
+        nats, prefix = host_data.lattice_rpc_url, f"{host_data.lattice_rpc_prefix}.{host_data.provider_key}"
+        report.options["nats"] = STANDALONE_OPTIONS["nats"].shown(nats), _origin(host_data, "lattice_rpc_url")
+        report.options["prefix"] = prefix, _origin(host_data, "lattice_rpc_prefix", "provider_key")
         _describe(report, configuration, (OPTIONS, configuration.options))
-        _describe_log(report, host_data.log_level, host_data.structured_logging, HOST_DATA)
+        _describe_log(report, host_data)
         _try(report, urls_of_host, host_data)
         _try(report, user_of_host, host_data)
         xkeys = _try(report, xkeys_of, host_data)
@@ -131,7 +131,7 @@ def _read(path: str) -> HostData:
         return read_host_data(STANDARD_INPUT, accepts_json=True)
     try:
         with open(path, "rb") as file:
-            return read_host_data(file.fileno(), accepts_json=True)
+            return read_host_data(file.fileno(), accepts_json=True, where=f"in {path}")
     except OSError as error:
         raise ValueError(f"--host-data: {path}: {error.strerror}") from None
 
@@ -153,11 +153,18 @@ def _describe(report: Report, configuration: Configuration, *tables: tuple[Optio
         report.faults.append(_unknown(origin, names))
 
 
-def _describe_log(report: Report, level: str, is_structured: bool, origin: str) -> None:
+def _describe_log(report: Report, host_data: HostData) -> None:
     """Report the log level and format in use, if no option sets them."""
-    for name, shown in (("log_level", level), ("structured_logging", str(is_structured).lower())):
+    for name, shown in (
+        ("log_level", host_data.log_level),
+        ("structured_logging", str(host_data.structured_logging).lower()),
+    ):
         if report.options[name][0] == "none":
-            report.options[name] = shown, origin
+            report.options[name] = shown, _origin(host_data, name)
+
+
+def _origin(host_data: HostData, *fields: str) -> str:
+    return "default" if host_data.given.isdisjoint(fields) else "host data"
 
 
 def _try(report: Report, part: Callable[[S], T], source: S) -> T | None:

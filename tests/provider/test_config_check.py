@@ -271,6 +271,26 @@ def test_check_does_not_show_a_secret_of_host_data(check: Check, host_data: dict
     assert SECRET not in output
 
 
+def test_an_error_about_host_data_names_the_file(check: Check, tmp_path: Path) -> None:
+    path = tmp_path / "README.md"
+    path.write_text("# Not base64\n")
+    code, output = check("--host-data", str(path))
+    assert code == 2
+    assert output.startswith(
+        f"keyvalue-inmemory: found 10 characters in {path} that are not base64, expected host data"
+    )
+
+
+def test_a_field_that_host_data_does_not_set_has_its_default(check: Check) -> None:
+    _, output = check(host_data={"provider_key": "kv", "log_level": "", "structured_logging": False})
+    assert {name: rows(output)[name] for name in ("nats", "prefix", "log_level", "structured_logging")} == {
+        "nats": ("nats://127.0.0.1:4222", "default"),
+        "prefix": ("default.kv", "host data"),
+        "log_level": ("info", "default"),
+        "structured_logging": ("false", "host data"),
+    }
+
+
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 def test_check_reads_plain_json(check: Check, tmp_path: Path, mark: str) -> None:
     path = tmp_path / "host_data.json"
@@ -314,7 +334,7 @@ def test_check_as_json(check: Check) -> None:
     [
         (("--host-data", "none"), "--host-data: none: No such file or directory"),
         (("--host-data", "-", "--page-keys", "1"), "--host-data: not allowed together with --page-keys"),
-        (("--host-data", "/dev/null"), "found an empty standard input, expected host data"),
+        (("--host-data", "/dev/null"), "found nothing in /dev/null, expected host data"),
     ],
 )
 def test_check_without_any_input(check: Check, flags: tuple[str, ...], message: str) -> None:

@@ -23,6 +23,7 @@ __all__ = ["HostData", "HostDataError", "parse_host_data", "read_host_data"]
 
 HOST_DATA_BYTES_MAX = 16 * 1024 * 1024
 READ_TIMEOUT_S = 5.0
+ON_STANDARD_INPUT = "on standard input"
 
 EXPECTED = (
     "expected host data: one line of base64 of a JSON object, as a wasmCloud host writes it, "
@@ -38,6 +39,7 @@ class HostDataError(ValueError):
 class HostData:
     """Host data, with defaults for missing fields. Fields have the same names as in the JSON. `repr` shows no secrets.
 
+    :ivar given: the names of the fields that the host has set
     :ivar link_definitions: the JSON of well-formed links, with their secrets still sealed
     """
 
@@ -60,49 +62,55 @@ class HostData:
     structured_logging: bool = False
     log_level: str = "info"
     otel_config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    given: frozenset[str] = field(default=frozenset(), repr=False, compare=False)
 
 
-def read_host_data(descriptor: int, timeout_s: float = READ_TIMEOUT_S, accepts_json: bool = False) -> HostData:
+def read_host_data(
+    descriptor: int, timeout_s: float = READ_TIMEOUT_S, accepts_json: bool = False, where: str = ON_STANDARD_INPUT
+) -> HostData:
     """Read host data from a pipe or file, without waiting for its end. Wait for data at most `timeout_s`.
 
     :param accepts_json: True to accept JSON that is not encoded, too
+    :param where: the place of the host data in errors
     :raises HostDataError: the host data is malformed, or incomplete after `timeout_s`
     """
     try:
-        return _read_host_data(descriptor, timeout_s, accepts_json)
+        return _read_host_data(descriptor, timeout_s, accepts_json, where)
     except OSError as error:
-        raise HostDataError(f"standard input cannot be read ({error.strerror}), {EXPECTED}") from None
+        raise HostDataError(f"can't read host data {where} ({error.strerror}), {EXPECTED}") from None
 
 
-def _read_host_data(descriptor: int, timeout_s: float, accepts_json: bool) -> HostData:
+def _read_host_data(descriptor: int, timeout_s: float, accepts_json: bool, where: str) -> HostData:
     deadline_s = time.monotonic() + timeout_s
     text = b""
     while True:
         left_s = max(0.0, deadline_s - time.monotonic())
         if not select.select([descriptor], [], [], left_s)[0]:
             if not text.strip():
-                raise HostDataError(f"found nothing on standard input within {timeout_s:g} s, {EXPECTED}")
-            return parse_host_data(text, accepts_json)  # raises an error that says what the incomplete text lacks
+                raise HostDataError(f"found nothing {where} within {timeout_s:g} s, {EXPECTED}")
+            return parse_host_data(
+                text, accepts_json, where
+            )  # raises an error that says what the incomplete text lacks
         piece = os.read(descriptor, 64 * 1024)
         text += piece
         if len(text) > HOST_DATA_BYTES_MAX:
-            raise HostDataError(f"found more than {HOST_DATA_BYTES_MAX} bytes on standard input, {EXPECTED}")
+            raise HostDataError(f"found more than {HOST_DATA_BYTES_MAX} bytes {where}, {EXPECTED}")
         if not piece:
-            return parse_host_data(text, accepts_json)
+            return parse_host_data(text, accepts_json, where)
         if piece.endswith(b"\n") and _is_whole(text, accepts_json):
-            return parse_host_data(text, accepts_json)
+            return parse_host_data(text, accepts_json, where)
 
 
-def parse_host_data(text: bytes, accepts_json: bool = False) -> HostData:
+def parse_host_data(text: bytes, accepts_json: bool = False, where: str = ON_STANDARD_INPUT) -> HostData:
     """Return the host data in a base64 text, which may be wrapped over several lines.
 
     :param accepts_json: True to accept JSON that is not encoded, too
-
+    :param where: the place of the text in errors
     :raises HostDataError: the text is malformed
     """
     if not text.strip():
-        raise HostDataError(f"found an empty standard input, {EXPECTED}")
-    value = _decoded(text, accepts_json)
+        raise HostDataError(f"found nothing {where}, {EXPECTED}")
+    value = _decoded(text, accepts_json, where)
     try:
         host_data = _from_json(value)
         for name in ("lattice_rpc_prefix", "provider_key", "link_name"):
@@ -126,7 +134,7 @@ def _is_json(text: bytes) -> bool:
     return text.removeprefix(BOM_UTF8).lstrip().startswith(b"{")
 
 
-def _decoded(text: bytes, accepts_json: bool) -> Any:
+def _decoded(text: bytes, accepts_json: bool, where: str = ON_STANDARD_INPUT) -> Any:
     text = text.removeprefix(BOM_UTF8)
     if accepts_json and _is_json(text):
         encoding, decoded = "text", text
@@ -135,9 +143,7 @@ def _decoded(text: bytes, accepts_json: bool) -> Any:
         try:
             decoded = base64.b64decode(joined, validate=True)
         except binascii.Error:
-            raise HostDataError(
-                f"found {len(joined)} characters on standard input that are not base64, {EXPECTED}"
-            ) from None
+            raise HostDataError(f"found {len(joined)} characters {where} that are not base64, {EXPECTED}") from None
     try:
         return json.loads(decoded)
     except (ValueError, RecursionError):
@@ -170,6 +176,7 @@ def _from_json(value: Any) -> HostData:
         structured_logging=fields.flag("structured_logging"),
         log_level=fields.text("log_level", defaults.log_level),
         otel_config=fields.mapping("otel_config"),
+        given=frozenset(name for name in value if value[name] not in (None, "")),
     )
 
 
