@@ -5,8 +5,9 @@ The configuration is host data, or comes from flags, environment variables and a
 Exit codes:
 
 - 0: the provider stopped cleanly
-- 1: NATS cannot be reached or refuses the connection, or another instance serves the prefix with other keys
-- 2: the host data or an option is wrong
+- 1: NATS can't be reached or refuses the connection; TLS, the KV bucket or a Redis address can't be used; the snapshot
+  is in use or was not saved; or another instance serves the prefix with other keys
+- 2: the host data or an option is wrong, or the snapshot's file can't be used
 - 3: the host must start the provider again, because secrets of links are missing
 
 `import-snapshot` and `export-snapshot` have their own, which their `--help` lists.

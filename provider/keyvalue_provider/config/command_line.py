@@ -15,8 +15,9 @@ __all__ = ["command_line", "flags_of"]
 EXIT_CODES = (
     "exit codes:\n"
     "  0  stopped cleanly by the host or a signal\n"
-    "  1  NATS cannot be reached or refuses the connection, or another instance has the prefix (allow_split)\n"
-    "  2  host data or an option is wrong\n"
+    "  1  NATS can't be reached or refuses the connection; TLS, the KV bucket or a redis_address can't be used; the\n"
+    "     snapshot is in use or was not saved; or another instance has the prefix (allow_split)\n"
+    "  2  host data or an option is wrong, or the file snapshot_path can't be used\n"
     "  3  the host must start the provider again, because secrets of links are missing (restart_for_secrets)"
 )
 MOVING_EPILOG = (
@@ -33,11 +34,11 @@ MOVING_EPILOG = (
 MOVING_OPTIONS = frozenset(
     name
     for name, option in SERVE_OPTIONS.items()
-    if name in STANDALONE_OPTIONS
+    if (name in STANDALONE_OPTIONS and name != "allow_split")
     or name.startswith(("jetstream_", "tls_"))
     or name in ("batch", "connect_timeout_ms", "log_level", "structured_logging")
 )
-NAME_COLUMN = 22
+NAME_COLUMN = max(map(len, OPTIONS))
 #: Other flags of the same options. `wrpc-kv` accepts them too.
 FLAG_ALIASES = {"nats": ("--url",)}
 

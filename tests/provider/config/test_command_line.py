@@ -83,15 +83,17 @@ def test_the_moving_commands_accept_the_flags_of_serve_and_show_those_that_they_
         command_line().parse_args([command, "--help"])
     text = capsys.readouterr().out
     for name in SERVE_OPTIONS:
-        is_used = name in STANDALONE_OPTIONS or name.startswith(("jetstream_", "tls_"))
+        is_used = name in STANDALONE_OPTIONS.keys() - {"allow_split"} or name.startswith(("jetstream_", "tls_"))
         assert is_used <= (f"  --{name.replace('_', '-')} " in text), name
     assert "--page-keys" not in text
+    assert "--allow-split" not in text
 
 
 def test_help_of_the_command_names_every_option() -> None:
     text = command_line().format_help()
+    column = max(map(len, OPTIONS))
     for name, option in OPTIONS.items():
-        assert f"  {name:<22} {option.help}" in text
+        assert f"\n  {name:<{column}} {option.help}" in text
 
 
 def test_help_imports_nothing_that_only_serving_needs() -> None:
