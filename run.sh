@@ -100,24 +100,27 @@ say() { printf 'run.sh: %s\n' "$*" >&2; }
 # The URL may contain a password, so it must not appear on a command line.
 client() { NATS_URL=$url .venv/bin/wrpc-kv --prefix "$prefix" "$@"; }
 
-# Each process gets its own process group, so Ctrl-C reaches only this script. The script stops the provider first, and
-# then the NATS server.
-set -m
-nats='' provider='' work=$(mktemp -d)
+# Stops what this script started, the provider before the NATS server, and exits with this code. A signal that arrives
+# before the first line has an effect runs this function from the start.
 finish() {
-  code=$?
   trap '' HUP INT TERM
-  for process in $provider $nats; do
-    kill -TERM "$process" 2>/dev/null || true
-    wait "$process" 2>/dev/null || true
-  done
+  trap - EXIT
+  [ "${BASHPID:-$$}" = $$ ] || exit "$1" # a new process in which a signal arrived before it could start its program
+  set +e
+  local process started=''
+  for process in $(jobs -p); do started="$process $started"; done
+  for process in $started; do
+    kill -TERM "$process"
+    wait "$process"
+  done 2>/dev/null
   rm -rf "$work"
-  exit "$code"
+  exit "$1"
 }
-trap finish EXIT
-trap 'exit 129' HUP # the terminal is closed
-trap 'exit 130' INT
-trap 'exit 143' TERM
+nats='' provider='' work=$(mktemp -d)
+trap 'finish $?' EXIT
+trap 'finish 129' HUP # the terminal is closed
+trap 'finish 130' INT
+trap 'finish 143' TERM
 
 # Succeeds if a provider answers, even if the provider refuses the call.
 answers() {
@@ -134,8 +137,10 @@ if ! listens; then
   esac
   persistent=()
   [ "$store" = memory ] || persistent=(--jetstream --store_dir "$streams")
+  set -m # its own process group, so that Ctrl-C reaches only this script and the commands for which it waits
   .venv/bin/nats-server --addr "$host" --port "$port" ${persistent[@]+"${persistent[@]}"} >"$work/nats.log" 2>&1 &
   nats=$!
+  set +m
   for _ in $(seq 100); do
     listens && break
     kill -0 "$nats" 2>/dev/null || { cat "$work/nats.log" >&2; say "the NATS server did not start"; exit 1; }
@@ -150,9 +155,12 @@ fi
 [ -n "$metrics" ] || say "there are no metrics: $no_metrics; set METRICS_ADDRESS to another address"
 [ -z "$no_redis" ] || say "Redis clients cannot connect: $no_redis; set REDIS_ADDRESS to another address"
 SECONDS=0
-printf '%s' "$host_data" | base64 | env -i ${metrics:+KEYVALUE_METRICS_ADDRESS="$metrics"} ${redis:+KEYVALUE_REDIS_ADDRESS="$redis"} \
-  KEYVALUE_STORE="$store" .venv/bin/keyvalue-inmemory &
+encoded=$(printf '%s' "$host_data" | base64)
+set -m
+env -i ${metrics:+KEYVALUE_METRICS_ADDRESS="$metrics"} ${redis:+KEYVALUE_REDIS_ADDRESS="$redis"} \
+  KEYVALUE_STORE="$store" .venv/bin/keyvalue-inmemory <<<"$encoded" &
 provider=$!
+set +m
 until answers --wait 1; do
   kill -0 "$provider" 2>/dev/null || break
   [ $SECONDS -lt 60 ] || { say "the provider does not answer at $address as $prefix"; exit 1; }
@@ -185,5 +193,4 @@ EOF
 fi
 code=0
 wait "$provider" || code=$?
-provider=''
 exit "$code"

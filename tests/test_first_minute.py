@@ -72,6 +72,9 @@ def refused(copy: Path, host_data: str) -> str:
 class Run(Process):
     """A running `./run.sh` in a copy, at its own port."""
 
+    command: tuple[str, ...] = ("./run.sh",)
+    stdin = subprocess.DEVNULL
+
     def __init__(self, copy: Path, **environment: str) -> None:
         self.port = free_port()
         self.url = f"127.0.0.1:{self.port}"
@@ -82,12 +85,25 @@ class Run(Process):
             "REDIS_ADDRESS": str(self.redis_port),
         }
         self.environment = environment_of(**(addresses | environment))
-        super().__init__(["./run.sh"], copy, self.environment)
+        super().__init__(self.command, copy, self.environment, self.stdin)
 
     def interrupt(self) -> int:
         """Send SIGINT as Ctrl-C does, to the foreground process group, which is only run.sh. Return the exit code."""
         self.signal(signal.SIGINT)
         return self.wait()
+
+
+class RunInTerminal(Run):
+    """A running `./run.sh` in a terminal of its own."""
+
+    command = (sys.executable, "-c", "import os, pty; os._exit(os.waitstatus_to_exitcode(pty.spawn('./run.sh')))")
+    stdin = subprocess.PIPE
+
+    def type(self, text: bytes) -> None:
+        """Press keys. Nothing can be typed afterwards."""
+        assert self.process.stdin is not None
+        with self.process.stdin as keyboard:
+            keyboard.write(text)
 
 
 @pytest.fixture
@@ -150,6 +166,18 @@ def test_run_sh_and_the_commands_of_the_readme(copy: Path, running: Callable[...
     assert listens(run.port)
     assert run.interrupt() == 130
     assert "stopped:" in run.output
+    assert not listens(run.port)
+
+
+@pytest.mark.parametrize(("moment", "times"), [("NATS server started", 2), ("Ready", 1)])
+def test_ctrl_c_in_a_terminal_stops_everything(copy: Path, tmp_path: Path, moment: str, times: int) -> None:
+    """At "Ready", run.sh waits for `cat`, which may end without the signal. Here, it is slow and ignores the signal."""
+    (slow := tmp_path / "cat").write_text(f'#!/bin/sh\ntrap "" INT\n{shutil.which("cat")} "$@"\nsleep 2\n')
+    slow.chmod(0o755)
+    run = RunInTerminal(copy, PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    run.wait_for(moment)
+    run.type(b"\x03" * times)
+    assert run.wait(DEADLINE_S / 2) == 130, run.output
     assert not listens(run.port)
 
 
