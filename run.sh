@@ -191,6 +191,19 @@ $([ "$store" = memory ] || [ -z "$nats" ] || echo "The keys stay in $streams. De
 
 EOF
 fi
+# Bash before 4.3 has no `wait -n`, so there the end of the NATS server goes unnoticed. Bash writes that a process was
+# killed, with a part of this script.
+wait -n "$provider" $nats 2>/dev/null || true
+if [ -n "$nats" ] && ! kill -0 "$nats" 2>/dev/null; then
+  tail -n 3 "$work/nats.log" >&2
+  say "the NATS server has ended, so the provider is stopped"
+  exit 1
+fi
 code=0
-wait "$provider" || code=$?
+wait "$provider" 2>/dev/null || code=$?
+if [ "$code" -gt 128 ]; then
+  say "the provider was ended by SIG$(kill -l "$code")"
+else
+  say "the provider has ended with exit code $code"
+fi
 exit "$code"

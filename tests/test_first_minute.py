@@ -181,6 +181,25 @@ def test_ctrl_c_in_a_terminal_stops_everything(copy: Path, tmp_path: Path, momen
     assert not listens(run.port)
 
 
+@pytest.mark.parametrize(
+    ("program", "code", "said"),
+    [
+        ("keyvalue-inmemory", 128 + signal.SIGKILL, "the provider was ended by SIGKILL"),
+        ("nats-server", 1, "the NATS server has ended, so the provider is stopped"),
+    ],
+)
+def test_it_says_what_was_killed(running: Callable[..., Run], program: str, code: int, said: str) -> None:
+    run = running()
+    listed = subprocess.run(["ps", "-ewwo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    children = [line.split(None, 2) for line in listed.splitlines() if line.split()[1] == str(run.process.pid)]
+    (pid,) = [int(pid) for pid, _, arguments in children if program in arguments]
+    os.kill(pid, signal.SIGKILL)
+    assert run.wait() == code
+    assert f"run.sh: {said}" in run.output
+    assert "line " not in run.output, "bash shows a part of the script"
+    assert not listens(run.port)
+
+
 def test_the_redis_commands_of_the_readme(running: Callable[..., Run]) -> None:
     cli, run = debian_program("redis-cli", "redis-tools"), running()
     words = [command.split()[1:] for command in readme_commands() if command.startswith("redis-cli ")]
