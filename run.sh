@@ -4,6 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 
+say() { printf 'run.sh: %s\n' "$*" >&2; }
 usage() {
   cat <<'EOF'
 usage: ./run.sh
@@ -29,13 +30,13 @@ EOF
 case "${1:-}" in
   '') ;;
   -h | --help) usage; exit 0 ;;
-  *) usage >&2; exit 2 ;;
+  *) say "unknown argument $1; settings are environment variables"; usage >&2; exit 2 ;;
 esac
 
 store=${STORE:-memory} streams=$PWD/jetstream
 case "$store" in
   memory | jetstream) ;;
-  *) echo "run.sh: STORE is '$store', allowed memory or jetstream" >&2; exit 2 ;;
+  *) say "STORE is '$store', allowed memory or jetstream"; exit 2 ;;
 esac
 scripts/setup demo
 
@@ -67,21 +68,30 @@ def available(text):
 
 
 environ = os.environ
+host_data = {
+    "lattice_rpc_url": environ.get("LATTICE_RPC_URL") or "0.0.0.0:4222",
+    "lattice_rpc_prefix": environ.get("LATTICE_RPC_PREFIX") or "default",
+    "provider_key": environ.get("PROVIDER_KEY") or "keyvalue-inmemory",
+    "link_name": environ.get("LINK_NAME") or "default",
+    "log_level": environ.get("LOG_LEVEL") or "info",
+}
+if environ.get("HOST_DATA"):
+    try:
+        host_data = json.loads(environ["HOST_DATA"])
+    except ValueError as error:
+        sys.exit(f"run.sh: HOST_DATA is not JSON: {error}")
+    if not isinstance(host_data, dict):
+        sys.exit("run.sh: HOST_DATA is not a JSON object")
 try:
-    host_data = json.loads(environ.get("HOST_DATA") or json.dumps({
-        "lattice_rpc_url": environ.get("LATTICE_RPC_URL") or "0.0.0.0:4222",
-        "lattice_rpc_prefix": environ.get("LATTICE_RPC_PREFIX") or "default",
-        "provider_key": environ.get("PROVIDER_KEY") or "keyvalue-inmemory",
-        "link_name": environ.get("LINK_NAME") or "default",
-        "log_level": environ.get("LOG_LEVEL") or "info",
-    }))
     url = host_data.get("lattice_rpc_url") or "127.0.0.1:4222"
     first = url.split(",")[0].strip()
     parts = urlsplit(first if "://" in first else "nats://" + first)
     host, port = WILDCARDS.get(parts.hostname, parts.hostname), parts.port or 4222
-    prefix = f"{host_data.get('lattice_rpc_prefix') or 'default'}.{host_data.get('provider_key') or 'keyvalue-inmemory'}"
-except (AttributeError, ValueError):
-    sys.exit("run.sh: HOST_DATA is not a JSON object, or LATTICE_RPC_URL is not a URL")
+except (AttributeError, ValueError) as error:
+    name = "lattice_rpc_url in HOST_DATA" if environ.get("HOST_DATA") else "LATTICE_RPC_URL"
+    sys.exit(f"run.sh: {name} is not a URL: {error if isinstance(error, ValueError) else 'it is not a string'}")
+provider_key = host_data.get("provider_key") or "keyvalue-inmemory"
+prefix = f"{host_data.get('lattice_rpc_prefix') or 'default'}.{provider_key}"
 metrics = available(environ.get("METRICS_ADDRESS") or "127.0.0.1:9464")
 redis = "", ""
 if shutil.which("redis-cli") and not environ.get("HOST_DATA"):
@@ -96,7 +106,6 @@ settings=$(read_settings) || exit 2
 } <<<"$settings"
 
 listens() { (exec 3<>"/dev/tcp/$host/$port") 2>/dev/null; }
-say() { printf 'run.sh: %s\n' "$*" >&2; }
 # The URL may contain a password, so it must not appear on a command line.
 client() { NATS_URL=$url .venv/bin/wrpc-kv --prefix "$prefix" "$@"; }
 

@@ -41,7 +41,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in files_of():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
-        assert "HOST_DATA is not a JSON object" in refused(folder, "{")
+        assert "HOST_DATA is not JSON: Expecting property name" in refused(folder, HOST_DATA="{")
         assert (folder / ".venv" / "bin" / "keyvalue-inmemory").exists()
 
     return made_once(tmp_path_factory, "copy", make)
@@ -55,12 +55,12 @@ def environment_of(**more: str) -> dict[str, str]:
     return inherited | {"PYTHON": sys.executable} | more
 
 
-def refused(copy: Path, host_data: str) -> str:
-    """Start ./run.sh with host data that it must refuse. Return its output."""
+def refused(copy: Path, **environment: str) -> str:
+    """Start ./run.sh with variables that it must refuse. Return its output."""
     done = subprocess.run(
         ["./run.sh"],
         cwd=copy,
-        env=environment_of(HOST_DATA=host_data),
+        env=environment_of(**environment),
         capture_output=True,
         text=True,
         timeout=INSTALL_TIMEOUT_S,
@@ -259,9 +259,16 @@ def test_an_ipv6_address_and_ports_of_another_process(copy: Path, running: Calla
     assert not listens(run.port)
 
 
-@pytest.mark.parametrize("host_data", ["[]", '{"lattice_rpc_url": "127.0.0.1:port"}'])
-def test_other_host_data_is_refused(copy: Path, host_data: str) -> None:
-    assert "HOST_DATA is not a JSON object, or LATTICE_RPC_URL is not a URL" in refused(copy, host_data)
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("HOST_DATA", "[]", "HOST_DATA is not a JSON object"),
+        ("HOST_DATA", '{"lattice_rpc_url": 5}', "lattice_rpc_url in HOST_DATA is not a URL: it is not a string"),
+        ("LATTICE_RPC_URL", "localhost:99999", "LATTICE_RPC_URL is not a URL: Port out of range 0-65535"),
+    ],
+)
+def test_it_says_which_variable_is_wrong_and_why(copy: Path, name: str, text: str, said: str) -> None:
+    assert refused(copy, **{name: text}) == f"run.sh: {said}\n"
 
 
 def test_run_sh_describes_its_arguments() -> None:
@@ -269,4 +276,6 @@ def test_run_sh_describes_its_arguments() -> None:
     assert "LATTICE_RPC_URL" in helped.stdout
     wrong = subprocess.run(["./run.sh", "--port"], cwd=ROOT, capture_output=True, text=True)
     assert wrong.returncode == 2
-    assert "usage: ./run.sh" in wrong.stderr
+    assert wrong.stderr.startswith(
+        "run.sh: unknown argument --port; settings are environment variables\nusage: ./run.sh"
+    )
