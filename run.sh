@@ -24,6 +24,9 @@ environment, with defaults:
   REDIS_ADDRESS       127.0.0.1:6379       address for Redis clients, if redis-cli is installed; not with HOST_DATA
   HOST_DATA           from the above       the host data as JSON; replaces the first five variables
   PYTHON              python3              Python 3.11 or newer
+
+Options of the provider go into HOST_DATA, as with a host. This keeps the keys in a file between a stop and a start:
+  HOST_DATA='{"config":{"snapshot_path":"keys.snapshot"}}' ./run.sh
 EOF
 }
 
@@ -38,6 +41,8 @@ case "$store" in
   memory | jetstream) ;;
   *) say "STORE is '$store', allowed memory or jetstream"; exit 2 ;;
 esac
+ignored=${!KEYVALUE_*} example='{"config":{"snapshot_path":"..."}}'
+[ -z "$ignored" ] || say "not passed on: $ignored; use HOST_DATA='$example'"
 scripts/setup demo
 
 # Prints the address for Prometheus or an empty line, why the address is not available or an empty line, the same for
@@ -176,15 +181,21 @@ until answers --wait 1; do
 done
 
 if kill -0 "$provider" 2>/dev/null; then
-  try=.venv/bin/wrpc-kv
-  [ "$address" = 127.0.0.1:4222 ] || try="$try --nats $(printf %q "$address")"
-  [ "$prefix" = default.keyvalue-inmemory ] || try="$try --prefix $(printf %q "$prefix")"
-  keys=keys
+  where=''
+  [ "$address" = 127.0.0.1:4222 ] || where=" --nats $(printf %q "$address")"
+  [ "$prefix" = default.keyvalue-inmemory ] || where="$where --prefix $(printf %q "$prefix")"
+  try=.venv/bin/wrpc-kv$where keys=keys
   if [ -n "$redis" ]; then
     redis_host=${redis%:*} redis_port=${redis##*:} try=redis-cli keys=--scan
     redis_host=${redis_host#[} redis_host=${redis_host%]}
     [ "$redis_host" = 127.0.0.1 ] || try="$try -h $redis_host"
     [ "$redis_port" = 6379 ] || try="$try -p $redis_port"
+  fi
+  # The provider's own name of the KV bucket. With HOST_DATA, an option may set another.
+  bucket=${PROVIDER_KEY:-keyvalue-inmemory} second=''
+  bucket=${bucket//[^-_A-Za-z0-9]/_}
+  if [ "$store" = jetstream ] && [ -z "${HOST_DATA:-}" ]; then
+    second=".venv/bin/keyvalue-inmemory serve --store jetstream --jetstream-bucket $bucket$where"
   fi
   cat <<EOF
 
@@ -193,7 +204,11 @@ Ready. In another terminal, in this folder, try:
   $try set hello world
   $try get hello
   $try $keys${metrics:+
-  curl $(printf %q "http://$metrics/metrics")}
+  curl $(printf %q "http://$metrics/metrics")}${second:+
+
+This starts a second instance, which serves the same keys:
+
+  $second}
 
 Ctrl-C stops the provider${nats:+ and the NATS server}.
 $([ "$store" = memory ] || [ -z "$nats" ] || echo "The keys stay in $streams. Delete the folder to forget them.")

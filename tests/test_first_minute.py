@@ -217,9 +217,16 @@ def test_with_jetstream_the_keys_outlive_run_sh(copy: Path, running: Callable[..
         environment = run.environment | {"NATS_URL": run.url}
         return subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=True).stdout
 
-    first = running(STORE="jetstream")
+    first = running(STORE="jetstream", KEYVALUE_SNAPSHOT_PATH="keys.snapshot", KEYVALUE_STORE="memory")
+    assert "run.sh: not passed on: KEYVALUE_SNAPSHOT_PATH KEYVALUE_STORE; use HOST_DATA=" in first.output
     assert f"The keys stay in {copy}/jetstream" in first.output
     assert said(first, "set", "hello", "world") == ""
+    (suggested,) = re.findall(r"^ +(.* serve --store jetstream .*)$", first.output, re.MULTILINE)
+    second = Process(suggested.split(), copy)
+    second.wait_for("1 keys")
+    second.wait_for("ready: serving default.keyvalue-inmemory")
+    second.signal(signal.SIGTERM)
+    assert second.wait() == 0
     assert first.interrupt() == 130
     assert said(running(STORE="jetstream"), "get", "hello") == "world"
     wrong = subprocess.run(["./run.sh"], cwd=copy, env=environment_of(STORE="disk"), capture_output=True, text=True)
