@@ -160,5 +160,8 @@ def test_a_clone_with_line_ends_of_windows_has_scripts_that_run(tmp_path: Path) 
     subprocess.run(["git", *convert, "clone", "--quiet", ROOT, clone], check=True, capture_output=True)
     scripts = [clone / "run.sh", *(path for path in (clone / "scripts").iterdir() if path.is_file())]
     assert [path.name for path in scripts if b"\r" in path.read_bytes()] == []
-    helped = subprocess.run(["./run.sh", "--help"], cwd=clone, capture_output=True, text=True)
-    assert (helped.returncode, helped.stderr) == (0, "")
+    for script in ("./run.sh", "scripts/check", "scripts/test", "scripts/build"):
+        helped = subprocess.run([script, "--help"], cwd=clone, capture_output=True, text=True)
+        assert (helped.returncode, helped.stderr) == (0, "")
+        assert f"usage: {script}" in helped.stdout
+    assert not (clone / ".venv").exists(), "help needs no installation"
