@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from keyvalue_engine import Bucket, BucketOptions, Store
 from keyvalue_engine.options import LENGTH_MAX
@@ -12,7 +12,7 @@ from keyvalue_replica.position import Delivery
 from keyvalue_replica.publications import ReplicaCounts
 from keyvalue_replica.sequences import Sequences
 
-__all__ = ["ANY", "Applier", "Headed", "Message", "Place"]
+__all__ = ["ANY", "Applier", "Deletes", "Headed", "Message", "Place"]
 
 #: The numbers of a `Delivery`. A tuple is quick to make.
 Place: TypeAlias = tuple[int, int, int, int]
@@ -32,6 +32,16 @@ DEADLINE_NS_MAX = 2**63 - 1
 EMPTIED_KEYS = 10_000
 
 
+class Deletes(Protocol):
+    """Someone who is told of deletes."""
+
+    def note_delete(self, subject: bytes, sequence: int, /) -> None:
+        """Note a delete that was applied."""
+
+    def restart(self) -> None:
+        """Forget all sequences, because the stream is read again, or another one."""
+
+
 class Applier:
     """Applies messages in the order of the stream.
 
@@ -39,7 +49,7 @@ class Applier:
     that were overwritten before they were delivered. Then it ends with the first message that does not belong to it.
 
     :param on_unreadable: called with the reason if the bucket can't be followed any more
-    :ivar on_delete: called with the subject and the sequence of each applied delete; None for nobody
+    :ivar deletes: told of each applied delete; None for nobody
     """
 
     def __init__(
@@ -55,7 +65,7 @@ class Applier:
         self._sequences = sequences
         self._counts = counts
         self._on_unreadable = on_unreadable
-        self.on_delete: Callable[[bytes, int], None] | None = None
+        self.deletes: Deletes | None = None
         self._handles: dict[bytes, Bucket] = {}
         self._by_token: dict[bytes, Bucket] = {}
         #: The messages of a batch that wait for its end.
@@ -156,6 +166,8 @@ class Applier:
     def forget(self) -> None:
         """Forget the batch that has begun, because the stream is read again."""
         self.batch.clear()
+        if self.deletes is not None:
+            self.deletes.restart()
 
     def _apply(self, subject: bytes, headers: Mapping[bytes, bytes], payload: bytes, place: Place) -> None:
         if headers.get(b"nats-rollup") == b"all":
@@ -172,8 +184,8 @@ class Applier:
             handle.set(key, payload)
         elif is_deletion(headers):
             handle.delete(key)
-            if self.on_delete is not None and b"kv-operation" in headers:
-                self.on_delete(subject, sequence)
+            if self.deletes is not None and b"kv-operation" in headers:
+                self.deletes.note_delete(subject, sequence)
         else:
             self._set(handle, key, headers, payload, sequence, timestamp_ns)
         self._sequences.note(subject, sequence)

@@ -21,7 +21,7 @@ from typing import Any
 from keyvalue_engine import Bucket, Store, StoreError
 from keyvalue_engine.entry import Entry
 from keyvalue_replica.answers import Barrier, PartialAnswers
-from keyvalue_replica.applier import Applier, Headed, Message, Place
+from keyvalue_replica.applier import Applier, Deletes, Headed, Message, Place
 from keyvalue_replica.batches import Batches
 from keyvalue_replica.clock import ServerClock
 from keyvalue_replica.creation import Creation
@@ -431,9 +431,9 @@ class Core:
         else:
             self._outside.call_soon(act)
 
-    def report_deletes(self, report: Callable[[bytes, int], None] | None) -> None:
-        """Call `report` with the subject and the sequence of each delete that is applied from now on."""
-        self._applier.on_delete = report
+    def report_deletes(self, deletes: Deletes | None) -> None:
+        """Tell `deletes` of each delete that is applied from now on."""
+        self._applier.deletes = deletes
 
     def flush_soon(self, delay_s: float = 0.0) -> None:
         """Call `flush` as `Outside.call_soon` does, or after a delay."""

@@ -123,6 +123,12 @@ class Expiries:
         if len(self._deletes) > DELETES_MAX:
             self._deletes.popitem(last=False)
 
+    def restart(self) -> None:
+        """Forget all sequences, because the stream is read again, or another one."""
+        self._deletes.clear()
+        for expired in self._known.values():
+            expired.last = NO_MESSAGE
+
     def end(self, expired: Expired, delay_s: float = 0.0, is_stored: bool = False) -> None:
         """End a publication."""
         self._in_flight -= 1

@@ -37,8 +37,8 @@ class OwnChanges:
                 handle.set(key, value)
             else:
                 handle.delete(key)
-                if self._applier.on_delete is not None:
-                    self._applier.on_delete(self._layout.subject(handle.name, key), sequence)
+                if self._applier.deletes is not None:
+                    self._applier.deletes.note_delete(self._layout.subject(handle.name, key), sequence)
             if self._sequences.by_subject:
                 self._sequences.note(self._layout.subject(handle.name, key), sequence)
         self._position.applied = sequence

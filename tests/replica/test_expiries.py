@@ -13,6 +13,7 @@ import pytest
 from keyvalue_replica.expiries import Expiries
 from keyvalue_replica.layout import Layout
 from keyvalue_replica.publications import Publication
+from tests.replica import stream_model
 
 LAYOUT = Layout("kv")
 SET, DELETE, MARKER = "set", "delete", "marker"
@@ -161,3 +162,31 @@ def test_one_delete_is_stored_for_each_expired_key(seed: int) -> None:
             instance.answer(chance, may_fail=False)
     for sequence, key in stream.seen:
         assert any(later > sequence and known == key and kind != MARKER for later, kind, known in stream.history)
+
+
+def test_sequences_of_an_older_stream_do_not_count() -> None:
+    stream = Stream()
+    instance = Instance(stream)
+    for _ in range(20):
+        stream.add(SET, b"k")
+    stream.add(DELETE, b"k")
+    while instance.applied < stream.written:
+        instance.apply()
+    instance.stream = stream = Stream()
+    instance.applied = 0
+    instance.expiries.restart()
+    stream.add(SET, b"k")
+    instance.apply()
+    stream.expired.add(1)
+    instance.expire()
+    while len(instance.expiries):
+        instance.pass_time()
+        instance.answer(random.Random(1), may_fail=False)
+    assert stream.history[-1] == (2, DELETE, b"k")
+
+
+def test_a_core_that_reads_its_stream_again_says_so() -> None:
+    core, told = stream_model.Instance(stream_model.Stream(64), "i").core, list[bool]()
+    core.report_deletes(SimpleNamespace(note_delete=print, restart=lambda: told.append(True)))
+    core.restart()
+    assert told

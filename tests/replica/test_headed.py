@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from itertools import accumulate, pairwise
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -89,7 +90,7 @@ def followed(layout: Layout, applied: int, trusts_pending: bool) -> tuple[Core, 
     core.position.trusts_pending = trusts_pending
     core.deliver(layout.subject(b"kv", b"first"), b"$JS.ACK.KV_kv.%b.1.1.1.1.9" % CONSUMER.encode(), b"", b"")
     core.position.applied = applied
-    core.report_deletes(lambda *deletion: deletes.append(deletion))
+    core.report_deletes(SimpleNamespace(note_delete=lambda *deletion: deletes.append(deletion), restart=deletes.clear))
     clock.note(BEGAN_NS)
     return core, outside, deletes
 

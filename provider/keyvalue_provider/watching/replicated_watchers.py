@@ -110,7 +110,7 @@ class ExpiredKeys:
         routes.put(key, deletes)
         if self._own is not None:
             core, expiries = self._own
-            core.report_deletes(expiries.note_delete if self._routes[False] else None)
+            core.report_deletes(expiries if self._routes[False] else None)
 
     def stop(self) -> None:
         """Observe nothing any more."""
@@ -137,7 +137,7 @@ class ExpiredKeys:
                 return  # it is being closed
             expiries = self._plain[name] = self._expiries(core)
             # Deletes before now do not matter: had one been applied, the key would not have expired.
-            core.report_deletes(expiries.note_delete)
+            core.report_deletes(expiries)
         expiries.add(name, key)
 
     def _forget(self, name: bytes) -> None:
