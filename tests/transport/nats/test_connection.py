@@ -11,7 +11,7 @@ import pytest
 from nats.aio.client import Client
 
 from keyvalue_transport.nats import opening as opening_module
-from keyvalue_transport.nats.connection import Connection, ConnectionOptions, Message
+from keyvalue_transport.nats.connection import Connection, ConnectionOptions, Message, Subscription
 from keyvalue_transport.nats.subjects import invocation_subject
 from keyvalue_transport.wrpc.errors import DisconnectedError
 from tests.conftest import DEADLINE_S, PATHS, NatsServer, RawInvocation, in_thread, settled
@@ -109,6 +109,39 @@ async def test_it_comes_back_where_nats_py_gives_up(
         await setup.connection.close()
     assert caplog.text.count("the connection is lost") == 2
     assert caplog.text.count("connected again") == 2
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_a_drain_that_outlives_its_client_ends_no_other_subscription(
+    nats_server: NatsServer, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next client uses the same subscription ids. It takes over nothing that ends meanwhile."""
+    proxy, heard = Proxy(), Heard()
+    kept_subject = next(PREFIXES)
+    async with proxy.before(nats_server.port) as url:
+        connection = await Connection.open(ConnectionOptions((url,), path=path))
+        early = await connection.subscribe(next(PREFIXES), heard.hear)
+        kept = await connection.subscribe_frames(kept_subject, lambda *frame: heard.messages.put_nowait(frame[3]))
+        late = await connection.subscribe(next(PREFIXES), heard.hear)
+        carry = connection._carry
+
+        async def carry_slowly(subscription: Subscription) -> None:
+            await carry(subscription)
+            await connection.drain([late], DEADLINE_S)
+
+        monkeypatch.setattr(connection, "_carry", carry_slowly)
+        proxy.hold()
+        draining = asyncio.create_task(connection.drain([early], 1))
+        await proxy.held.wait()
+        proxy.say(b"-ERR 'User Authentication Expired'\r\n")
+        await until(lambda: connection.reconnects == 1)
+        proxy.release()
+        await draining
+        await connection.publish(kept_subject, b"heard")
+        assert await heard.next() == b"heard"
+        assert connection._subscriptions == [kept]
+        assert len(connection._client._subs) == 1
+        await connection.close()
 
 
 async def test_close_while_the_server_goes_away(new_nats_server: Callable[[], NatsServer], path: str) -> None:

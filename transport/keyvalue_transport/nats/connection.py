@@ -304,8 +304,7 @@ class Connection:
         ending = [subscription for subscription in subscriptions if subscription in self._subscriptions]
         for subscription in ending:
             self._subscriptions.remove(subscription)
-        drains = [asyncio.create_task(self._drain(subscription)) for subscription in ending]
-        if drains:
+        if drains := [asyncio.create_task(self._drain(subscription)) for subscription in ending]:
             _, late = await asyncio.wait(drains, timeout=timeout_s)
             await cancel_until_done(*late)
         return [reply for subscription in ending for reply in subscription.left if reply]
@@ -315,10 +314,11 @@ class Connection:
         carried, is_drained = subscription.carried, False
         try:
             with suppress(nats.errors.Error, OSError, DisconnectedError):  # a lost connection has nothing to drain
-                await self._client._send_unsubscribe(carried._id)
-                await self.flush(FLUSH_TIMEOUT_S)
-                await carried._pending_queue.join()
-                is_drained = True
+                if subscription.is_carried_by(self._client):
+                    await self._client._send_unsubscribe(carried._id)
+                    await self.flush(FLUSH_TIMEOUT_S)
+                    await carried._pending_queue.join()
+                    is_drained = True
         finally:
             subscription.left = [] if is_drained else subscription.take_queued()
             await self._end(subscription)
@@ -329,9 +329,10 @@ class Connection:
             self._subscriptions.remove(subscription)
         if subscription.lane is not None:
             self.order.remove(subscription.lane)
-        if self.direct is not None:
-            self.direct.remove(subscription.carried._id)
-        self._client.frame_handlers.pop(subscription.carried._id, None)
+        if subscription.is_carried_by(self._client):
+            if self.direct is not None:
+                self.direct.remove(subscription.carried._id)
+            self._client.frame_handlers.pop(subscription.carried._id, None)
         with suppress(nats.errors.Error, OSError):
             await subscription.carried.unsubscribe()
 
@@ -473,6 +474,8 @@ class Connection:
                 await opening.run()
                 for subscription in tuple(self._subscriptions):
                     await self._carry(subscription)
+                    if subscription not in self._subscriptions:  # it has ended meanwhile
+                        await self._end(subscription)
                 await self.flush(FLUSH_TIMEOUT_S)
                 if self._client.is_closed:  # nats-py may close a connected client without reporting it here
                     raise DisconnectedError("nats-py closed the client again")

@@ -86,6 +86,10 @@ class Subscription:
         """Return the number of messages that wait to be handled."""
         return 0 if self.carried is None else int(self.carried.pending_msgs)
 
+    def is_carried_by(self, client: Any) -> bool:
+        """Return True if `carried` belongs to this client. Each client uses the same ids, from 1 on."""
+        return self.carried is not None and self.carried._conn is client
+
     def take_queued(self) -> list[str]:
         """Remove the messages that wait to be handled. Return their reply subjects."""
         queue, replies = self.carried._pending_queue, []
