@@ -134,8 +134,8 @@ class Scene:
     def take(self) -> list[Send]:
         """Return what was sent, as the NATS server reads it, and send the receipts. Without them, the window closes."""
         sent = publications(self.socket.take())
-        receipts = sum(send.subject == RECEIPT_SUBJECT for send in sent)
-        self.protocol.data_received(piece(RECEIPT, b"") * receipts)
+        receipts = [piece(RECEIPT, send.payload) for send in sent if send.subject == RECEIPT_SUBJECT]
+        self.protocol.data_received(b"".join(receipts))
         return sent
 
     def end(self) -> None:

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from keyvalue_transport.keyvalue.store import encode_get_result
 from keyvalue_transport.nats.direct import delayed_output, protocol, window
+from keyvalue_transport.nats.direct.window import Window
 from keyvalue_transport.nats.replies import Send
 from keyvalue_transport.wrpc.invocation import InvocationLimits
 from tests.transport.nats.direct.scene import (
     GET,
-    PIECES,
+    RECEIPT,
     RECEIPT_SUBJECT,
     SET,
     UNIT,
@@ -26,7 +27,7 @@ from tests.transport.nats.direct.scene import (
     get_params,
     hmsg,
     info,
-    msg,
+    piece,
     publications,
     set_params,
 )
@@ -57,7 +58,7 @@ class Peer:
         )
         self.core = self.direct.invocations
         self.sends: list[Send] = []
-        self.receipts = 0
+        self.receipts: list[bytes] = []
         self.number = -1
         self.calls: list[Call] = []
         self._loop = loop
@@ -85,15 +86,15 @@ class Peer:
     def take(self) -> None:
         for send in publications(self.direct.socket.take()):
             if send.subject == RECEIPT_SUBJECT:
-                self.receipts += 1
+                self.receipts.append(send.payload)
             else:
                 self.sends.append(send)
 
     def receive(self) -> None:
         """Send the receipts."""
-        receipts, self.receipts = self.receipts, 0
+        receipts, self.receipts = self.receipts, []
         if receipts:
-            self.direct.protocol.data_received(msg(PIECES, b"", b"", RECEIPT_SUBJECT.encode()) * receipts)
+            self.direct.protocol.data_received(b"".join(piece(RECEIPT, payload) for payload in receipts))
 
     def rest(self) -> None:
         """Let the peer take everything."""
@@ -253,7 +254,7 @@ def test_without_receipts_large_results_are_sent_all_the_same(peer: Peer, monkey
         peer.take()
         peer.turn()
     assert peer.ended() == [0, 1, 2]
-    assert peer.receipts <= window.RECEIPTS
+    assert len(peer.receipts) <= window.RECEIPTS
     peer.receive()
     peer.read([Call("a", b"huge")])
     peer.take()
@@ -347,3 +348,33 @@ def test_late_receipts_make_the_window_narrow(peer: Peer, monkeypatch: pytest.Mo
     sent = len(peer.sends)
     fill_window(peer, "a")
     assert sum(len(send.payload) for send in peer.sends[sent:]) >= WINDOW_BYTES
+
+
+@pytest.mark.parametrize("arrives", [True, False])
+def test_a_late_receipt_is_not_taken_for_one_of_newer_output(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch, arrives: bool
+) -> None:
+    """After a time without receipts, one window more is sent, half as large. Receipts that are lost do no harm."""
+    monkeypatch.setattr(window, "WINDOW_BYTES_MIN", 20 * KIB)
+    limits: Window = peer.direct.protocol._delayed.window
+    peer.read([Call("a", b"huge")])
+    peer.rest()
+    fill_window(peer, "a")
+    late, peer.receipts = peer.receipts, []
+    assert len(late) == window.RECEIPTS
+    limits._miss_receipt()
+    for _ in range(10):
+        peer.turn()
+        peer.take()
+    unread_bytes, sent = limits.unread_bytes, len(peer.sends)
+    assert 0 < WINDOW_BYTES // 2 <= unread_bytes < WINDOW_BYTES
+    assert peer.core.held
+    for payload in [*late, b"", b"-1", b"9" * 18, b"9" * 5000] if arrives else []:
+        peer.direct.protocol.data_received(piece(RECEIPT, payload))
+        peer.turn()
+        peer.take()
+    assert (limits.unread_bytes, len(peer.sends)) == (unread_bytes, sent)
+    peer.receive()
+    assert limits.unread_bytes == 0
+    peer.rest()
+    assert [*map(peer.of, range(len(peer.calls)))] == [*map(expected, range(len(peer.calls)), peer.calls)]

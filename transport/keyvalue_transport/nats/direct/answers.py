@@ -35,14 +35,12 @@ class FrameReplies:
     :ivar begun_of: the results of `begun`, by head; looking here first saves a call
     :ivar handshake_end: the bytes after the reply subject of a handshake for complete parameters
     :ivar max_payload: the NATS server's limit for the size of a message in bytes, which may change
-    :ivar receipt: a frame that the NATS server sends back to us, on the subscription for the pieces of parameters. When
-        it arrives, the server has read everything that was sent before
-    :ivar receipt_token: the token in the frame's subject
+    :ivar receipt_token: the token in the subject of receipts
     """
 
     __slots__ = (
-        *("_handshake", "_inbox", "_nobody"),
-        *("begun_of", "handshake_end", "max_payload", "receipt", "receipt_token"),
+        *("_handshake", "_inbox", "_nobody", "_receipt_subject"),
+        *("begun_of", "handshake_end", "max_payload", "receipt_token"),
     )
 
     def __init__(self, inbox: str, nobody: str, max_payload: int, receipt_token: str) -> None:
@@ -52,7 +50,7 @@ class FrameReplies:
         self.handshake_end = b" %b 0\r\n\r\n" % self._nobody
         self.begun_of: dict[bytes, tuple[bytes, bytes, bytes]] = {}
         self.max_payload = max_payload
-        self.receipt = b"PUB %b 0\r\n\r\n" % params_subject(f"{inbox}.{receipt_token}").encode()
+        self._receipt_subject = params_subject(f"{inbox}.{receipt_token}").encode()
         self.receipt_token = receipt_token
 
     def begun(self, head: bytes) -> tuple[bytes, bytes, bytes]:
@@ -91,6 +89,13 @@ class FrameReplies:
     def end(self, reply: bytes) -> list[bytes]:
         """Return the frame that ends the invocation."""
         return [PUB + reply + END]
+
+    def receipt(self, payload: bytes) -> bytes:
+        """Return a frame that the NATS server sends back to us, on the subscription for the pieces of parameters.
+
+        When it arrives, the server has read everything that was sent before.
+        """
+        return b"PUB %b %d\r\n%b\r\n" % (self._receipt_subject, len(payload), payload)
 
 
 def message_count(frames: list[bytes]) -> int:

@@ -419,7 +419,7 @@ class DirectProtocol(WritingProtocol):
             self._routes.settle()
             token = params_token(frame.words[1].decode(errors="replace"))
             if token == server.replies.receipt_token:
-                self._delayed.window.note_receipt()
+                self._delayed.window.note_receipt(payload)
                 self._pump_due = True
                 return 0
             return self._carry_out(server, server.invocations.receive_params(token, payload, monotonic()))

@@ -7,8 +7,9 @@ all output before it. The buffers of the two kernels can hold 40 MB. So no more 
     socket <── answers, receipt, answers, receipt, ...       a receipt follows each half of a window
     socket ──> receipt                                       the server has read everything before it
 
-A *receipt* is a frame that the server sends back to us. If it is late, the window is halved, since an answer must not
-wait for long. If it is quick, the window grows again.
+A *receipt* is a numbered frame that the server sends back to us. If it is late, the window is halved, since an answer
+must not wait for long. If it is quick, the window grows again. If none arrives for a second, the window is halved too,
+and one window more is sent. The number tells a receipt that arrives after all from those of newer output.
 """
 
 from __future__ import annotations
@@ -30,10 +31,12 @@ WINDOW_BYTES_MIN = 256 * 1024
 RECEIPTS = 2
 #: A receipt is late if it takes this much longer than the quickest one. The window grows if it takes half of this.
 LATE_S = 0.1
-#: After this time without a receipt, the next part is sent.
+#: After this time without a receipt, the next window is sent.
 RECEIPT_TIMEOUT_S = 1.0
 #: The time of the quickest receipt grows by this with each receipt, because the network may become slower.
 FORGETTING = 1.01
+#: The maximum length of a receipt's number.
+DIGITS_MAX = 18
 
 
 class Window:
@@ -46,7 +49,7 @@ class Window:
     """
 
     __slots__ = (
-        *("_limit_bytes", "_loop", "_on_open", "_quickest_s", "_receipts_arrive"),
+        *("_limit_bytes", "_loop", "_on_open", "_quickest_s", "_receipts_arrive", "_requests"),
         *("_timeout", "_unread", "due_bytes", "unread_bytes", "written_bytes"),
     )
 
@@ -56,7 +59,9 @@ class Window:
         self._limit_bytes = WINDOW_BYTES
         self.due_bytes: float = self.part_bytes
         self.written_bytes = 0
-        self._unread: deque[tuple[int, float]] = deque()  # for each receipt to come: the bytes before it, and when sent
+        self._requests = 0
+        # For each receipt to come: its number, the bytes before it, and when it was requested.
+        self._unread: deque[tuple[int, int, float]] = deque()
         self.unread_bytes = 0
         self._quickest_s = inf
         self._timeout: asyncio.TimerHandle | None = None  # for the oldest receipt
@@ -71,20 +76,24 @@ class Window:
         """Return the size of the output for which a receipt is requested."""
         return self._limit_bytes // RECEIPTS
 
-    def note_request(self) -> None:
-        """Expect a receipt, which was requested at the end of the next output."""
-        self._unread.append((self.written_bytes, monotonic()))
+    def note_request(self) -> bytes:
+        """Expect a receipt, which is requested at the end of the next output. Return its payload."""
+        self._requests += 1
+        self._unread.append((self._requests, self.written_bytes, monotonic()))
         self.unread_bytes += self.written_bytes
         self.written_bytes = 0
         if self._timeout is None:
             self._begin_timeout()
+        return b"%d" % self._requests
 
-    def note_receipt(self) -> None:
-        """Make room, because the NATS server has read everything before the oldest receipt."""
+    def note_receipt(self, payload: bytes) -> None:
+        """Make room, because the NATS server has read everything before this receipt."""
+        if not payload.isdigit() or len(payload) > DIGITS_MAX or (number := int(payload)) > self._requests:
+            return  # another client can send this too
         self._receipts_arrive = True
         self.close()
-        if self._unread:
-            size_bytes, sent_s = self._unread.popleft()
+        while self._unread and self._unread[0][0] <= number:
+            _, size_bytes, sent_s = self._unread.popleft()
             self.unread_bytes -= size_bytes
             taken_s = monotonic() - sent_s
             self._quickest_s = min(taken_s, self._quickest_s * FORGETTING)
@@ -110,6 +119,8 @@ class Window:
         self._timeout = None
         self._unread.clear()
         self.unread_bytes = 0
+        self._limit_bytes = max(self._limit_bytes // 2, WINDOW_BYTES_MIN)
+        self.due_bytes = self.part_bytes
         self._receipts_arrive = self._receipts_arrive or False
         if not self._receipts_arrive:
             self.due_bytes = inf

@@ -90,8 +90,8 @@ class WritingProtocol(asyncio.StreamReaderProtocol):
         server, delayed, socket = self._routes.server, self._delayed, self._socket
         window = delayed.window
         if window.written_bytes >= window.due_bytes and server is not None and delayed.is_open:
-            out = [*out, server.replies.receipt]  # in the same write, because a second write costs much
-            window.note_request()
+            # In the same write, because a second write costs much.
+            out = [*out, server.replies.receipt(window.note_request())]
             delayed.may_hold = True
         frames = b"".join(out)
         frames_bytes = len(frames)
