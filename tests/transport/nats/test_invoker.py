@@ -210,6 +210,51 @@ async def test_a_subscription_that_fails_when_no_call_waits_for_it_is_not_logged
     await connection.close()
 
 
+async def test_a_call_waits_again_if_nats_is_lost_while_it_subscribes(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup = await serve({"echo": echo})
+    flush, lost = setup.connection.flush, [1, 2]
+
+    async def lose(timeout_s: float) -> None:
+        if lost:
+            raise DisconnectedError(f"the connection is lost {lost.pop()}")
+        await flush(timeout_s)
+
+    monkeypatch.setattr(setup.connection, "flush", lose)
+    invoker = Invoker(setup.connection)
+    function = invocation_subject(setup.server.prefix, INSTANCE, "echo")
+    assert await invoker.invoke(function, b"", read_some, DEADLINE_S) == b" from nobody"
+    await invoker.close()
+
+
+@pytest.mark.parametrize("wait", ["wait_connected", "flush"])
+async def test_a_closed_invoker_refuses_calls(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch, wait: str
+) -> None:
+    """It also refuses those that wait for the connection or the subscription. Nothing stays subscribed."""
+    go_on, waits = asyncio.Event(), asyncio.Event()
+    original = getattr(connection, wait)
+
+    async def block(*arguments: float) -> None:
+        waits.set()
+        await go_on.wait()
+        await original(*arguments)
+
+    monkeypatch.setattr(connection, wait, block)
+    invoker = Invoker(connection)
+    call = asyncio.create_task(invoker.invoke("subject", b"", read_some, DEADLINE_S))
+    await waits.wait()
+    closing = asyncio.create_task(invoker.close())
+    await asyncio.sleep(0)
+    go_on.set()
+    await closing
+    for refused in (call, invoker.invoke("subject", b"", read_some, DEADLINE_S)):
+        with pytest.raises(DisconnectedError, match=r"^the invoker is closed$"):
+            await refused
+    assert (connection._subscriptions, connection._client._subs) == ([], {})
+
+
 async def test_errors_of_a_call(serve: Serve) -> None:
     def fails(caller: Caller, buffer: bytes, start: int, end: int) -> bytes:
         raise DecodeError("found nothing good")

@@ -33,6 +33,8 @@ HEADER_BLOCK_BYTES = 12
 HEADER_BYTES = 4
 CLOSE_TIMEOUT_S = 1.0
 FLUSH_TIMEOUT_S = 10.0
+#: Seconds between two attempts to subscribe.
+RETRY_S = 0.05
 STATUS = "Status"
 NO_RESPONDERS = "503"
 
@@ -54,10 +56,12 @@ class Invoker:
         self._subscription: Subscription | None = None
         self._inbox_denied = False
         self._results_arrive = False  # True while the inbox is subscribed
+        self._closed = False
         connection.denials.listeners.add(self._on_denied)
 
     async def close(self) -> None:
-        """Stop receiving results. Calls in flight will time out."""
+        """Stop receiving results. Calls in flight will time out, and others raise DisconnectedError."""
+        self._closed = True  # so that no call subscribes again
         self._connection.denials.listeners.discard(self._on_denied)
         self._results_arrive = False
         subscribing, self._subscribing = self._subscribing, None
@@ -139,16 +143,27 @@ class Invoker:
                     return  # the provider has all parameters, and may have executed the call
 
     async def _get_ready(self) -> None:
-        """Wait until the connection is up and results can arrive."""
-        await self._connection.wait_connected()
-        if self._results_arrive:
-            return
-        if self._subscribing is None or self._subscribing.done():
-            self._subscribing = asyncio.create_task(self._subscribe())
-            self._subscribing.add_done_callback(_note_error)
-        subscribing = self._subscribing
-        await asyncio.wait((subscribing,))  # it goes on if this call ends
-        subscribing.result()
+        """Wait until the connection is up and results can arrive. If NATS is lost meanwhile, wait for it again."""
+        while True:
+            self._check_open()
+            await self._connection.wait_connected()
+            self._check_open()
+            if self._results_arrive:
+                return
+            if self._subscribing is None or self._subscribing.done():
+                self._subscribing = asyncio.create_task(self._subscribe())
+                self._subscribing.add_done_callback(_note_error)
+            subscribing = self._subscribing
+            await asyncio.wait((subscribing,))  # it goes on if this call ends
+            if not subscribing.cancelled():  # `close` cancels it
+                try:
+                    subscribing.result()
+                except DisconnectedError:
+                    await asyncio.sleep(RETRY_S)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise DisconnectedError("the invoker is closed")
 
     async def _subscribe(self) -> None:
         """Subscribe to the inbox. Wait for the server, so that nothing is sent if NATS denies the subscription."""
