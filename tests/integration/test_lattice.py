@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from nats.aio.msg import Msg
 from keyvalue_provider.health import Health
 from keyvalue_provider.host import lattice as lattice_module
 from keyvalue_provider.host.host_data import HostData
+from keyvalue_provider.host.json_fields import FieldError
 from keyvalue_provider.host.lattice import LatticeLink, lattice_links
 from keyvalue_provider.host.links import Links
 from keyvalue_provider.host.restart_mark import RestartMark
@@ -250,6 +252,101 @@ async def test_a_link_that_is_deleted_before_the_lattice_answers_does_not_come_b
     assert len(links) == (1 if deleted == "never" else 0)
 
 
+async def test_only_the_current_answer_is_older_than_the_messages_of_the_host(
+    connection: Connection, lattice: Lattice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A link that was deleted during an earlier request may have been put again while NATS was away."""
+    monkeypatch.setattr("keyvalue_provider.host.session.ASKING_PAUSES_S", (0.0, 0.0))
+    links = Links(KEY)
+    host = session(connection, lattice, links)
+    monkeypatch.setattr(lattice_module, "REQUEST_TIMEOUT_S", 0.05)
+    await host.start()
+    host._on_link_delete(json.dumps(LINK).encode())
+    await asked(host)
+    assert lattice.asked == ["link.get"] * 2  # without an answer
+    monkeypatch.setattr(lattice_module, "REQUEST_TIMEOUT_S", DEADLINE_S)
+    lattice.answers = {"link.get": [LINK | {"target_config": ["ro"]}], "config.get.ro": {"access": "read-only"}}
+    host._ask()
+    await asked(host)
+    assert [link.target_config for link in links] == [{"access": "read-only"}]
+
+    async def put() -> None:
+        host._on_link_put(json.dumps(LINK | {"target_config": {"access": "read-write"}}).encode())
+
+    lattice.before_answer = put
+    host._ask()
+    await asked(host)
+    assert [link.target_config for link in links] == [{"access": "read-write"}]
+    host.stop()
+
+
+SEALED = {"target_secrets": list(b"sealed")}
+OPENED = json.dumps({"password": {"kind": "String", "value": "s"}}).encode()
+
+
+@pytest.mark.parametrize(
+    ("known", "configs", "access"),
+    [
+        ({"target_config": {"access": "read-write"}}, ["ro"], "read-only"),
+        ({"target_config": {"access": "read-only"}}, ["ro"], "read-only"),
+        ({"target_config": {"access": "read-write"}} | SEALED, ["ro"], "read-write"),
+        ({"target_config": {"access": "read-write"}}, ["SECRET"], "read-write"),
+        ({"target_config": {"access": "read-write"}}, ["none"], "read-write"),
+        ({"target_config": "malformed"}, ["ro"], "read-only"),
+        ({"target_config": "malformed"}, ["none"], None),
+    ],
+)
+async def test_a_link_that_changed_meanwhile_is_taken_from_the_lattice(
+    connection: Connection, lattice: Lattice, known: dict[str, Any], configs: list[str], access: str | None
+) -> None:
+    lattice.answers = {
+        "link.get": [LINK | {"target_config": configs}],
+        "config.get.ro": {"access": "read-only"},
+        "config.get.none": None,
+    }
+    links = Links(KEY, lambda sealed: OPENED)
+    with suppress(FieldError):
+        links.put_value(LINK | known)
+    host, changes, unusable = session(connection, lattice, links), links.changes, links.unusable
+    await host.start()
+    await asked(host)
+    link = links.get(MINE)
+    assert (None if link is None else link.target_config["access"]) == access
+    if access is None:
+        assert links.unusable == unusable
+    else:
+        assert (links.changes == changes) == (known["target_config"] == {"access": access})
+    host.stop()
+
+
+@pytest.mark.parametrize("later", ["readable", "lacks secrets", "unanswered"])
+async def test_a_configuration_that_was_not_answered_in_time_is_requested_again(
+    connection: Connection, lattice: Lattice, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, later: str
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(lattice_module, "REQUEST_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("keyvalue_provider.host.session.UNANSWERED_PAUSE_S", 0.05)
+    lattice.answers = {"link.get": [LINK | {"target_config": ["ro"]}]}
+    links, mark = Links(KEY), RestartMark("host", lattice.name, KEY)
+    host = session(connection, lattice, links, mark=mark)
+    await host.start()
+    await asked(host)
+    assert ["has not answered" in reason for reason in links.unusable] == [True]
+    assert links.lack_answers
+    changes = links.changes
+    if later == "readable":
+        lattice.answers["config.get.ro"] = {"access": "read-only"}
+    elif later == "lacks secrets":
+        lattice.answers["link.get"] = [LINK | {"target_config": ["SECRET"]}]
+    async with asyncio.timeout(DEADLINE_S):
+        while lattice.asked.count("link.get") < 3 and links.changes == changes:
+            await connection.flush(DEADLINE_S)
+    assert links.lack_answers == (later == "unanswered") == (links.changes == changes)
+    assert links.lack_secrets == (later == "lacks secrets")
+    assert (links.get(MINE) is not None) == (later == "readable")
+    host.stop()
+
+
 async def test_thousands_of_links_are_told_to_the_capability_in_a_few_calls(
     connection: Connection, lattice: Lattice, raw: Client
 ) -> None:
@@ -334,7 +431,7 @@ async def test_links_are_put_and_deleted_in_the_order_of_the_host(
 async def test_the_lattice_is_asked_again_when_nats_is_back(
     new_nats_server: Callable[[], NatsServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("keyvalue_provider.host.session.RECONNECTED", [0.05] * 100)
+    monkeypatch.setattr("keyvalue_provider.host.session.ASKING_PAUSES_S", [0.05] * 100)
     server = new_nats_server()
     client = await nats.connect(server.url, reconnect_time_wait=0.05)
     lattice = Lattice(client, "a-lattice")

@@ -45,16 +45,22 @@ class LatticeLink(NamedTuple):
     :param value: the link in the form of a `linkdefs.put` message
     :param unreadable: why the link is unreadable; empty if it is readable
     :param lacks_secrets: True if the link is unreadable because the lattice does not return its secrets
+    :param lacks_answer: True if the link is unreadable because the lattice did not answer in time
     """
 
     key: LinkKey
     value: Mapping[str, Any]
     unreadable: str
     lacks_secrets: bool = False
+    lacks_answer: bool = False
 
 
 class NoSecretsError(FieldError):
     """The error for a configuration that is a secret, which the lattice does not return."""
+
+
+class NoAnswerError(FieldError):
+    """The error for a configuration that the lattice did not return in time."""
 
 
 async def lattice_links(connection: Connection, lattice: str, provider_key: str) -> list[LatticeLink] | None:
@@ -130,7 +136,7 @@ class Configs:
             fields = Fields(await _asked(self._connection, f"{self._prefix}.config.get.{name}"))
         except TimeoutError:
             self._silent = True
-            raise FieldError(f"the lattice has not answered within {REQUEST_TIMEOUT_S:g} s") from None
+            raise NoAnswerError(f"the lattice has not answered within {REQUEST_TIMEOUT_S:g} s") from None
         if "response" not in fields:
             raise FieldError("the lattice has no such configuration")
         return fields.text_map("response")
@@ -155,5 +161,6 @@ async def _read(key: LinkKey, link: Any, configs: Configs) -> LatticeLink:
                 options |= await configs.get(name)
             value[field] = options
     except FieldError as error:
-        return LatticeLink(key, value, f"configuration {error}", isinstance(error, NoSecretsError))
+        lacks = isinstance(error, NoSecretsError), isinstance(error, NoAnswerError)
+        return LatticeLink(key, value, f"configuration {error}", *lacks)
     return LatticeLink(key, value, "")

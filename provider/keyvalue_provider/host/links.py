@@ -52,6 +52,11 @@ class LinkDefinition:
         return _options(self.target_config, self.target_secrets)
 
     @property
+    def has_secrets(self) -> bool:
+        """True if the source or the target has secrets."""
+        return bool(self.source_secrets or self.target_secrets)
+
+    @property
     def key(self) -> LinkKey:
         """Return the key of this link."""
         return self.source_id, self.target, self.name
@@ -103,6 +108,7 @@ class Links:
         self._links: dict[LinkKey, LinkDefinition] = {}
         self._unusable: dict[LinkKey, str] = {}
         self._lacking_secrets: set[LinkKey] = set()
+        self._lacking_answer: set[LinkKey] = set()
         self._remarks: dict[LinkKey, str] = {}
         #: True if LINKS_MAX prevented the recording of an unusable link. Any caller without a link may be its source.
         self.overflowed = False
@@ -180,6 +186,15 @@ class Links:
         return self.lack_secrets and not self.overflowed and self._lacking_secrets == self._unusable.keys()
 
     @property
+    def lack_answers(self) -> bool:
+        """True if a link is unreadable because the lattice did not answer in time."""
+        return bool(self._lacking_answer)
+
+    def lacks_answer(self, key: LinkKey) -> bool:
+        """Return True if the link with this key is unreadable because the lattice did not answer in time."""
+        return key in self._lacking_answer
+
+    @property
     def remarks(self) -> list[str]:
         """Return the remarks about usable links, one line for each link."""
         return _first(self._remarks.values(), "more remarks on links")
@@ -218,10 +233,6 @@ class Links:
             self._deleted.add(key)
         return was_known
 
-    def put_json(self, payload: bytes) -> LinkDefinition | None:
-        """Add or replace the link in a `linkdefs.put` message. Return the link, or None if nothing changed."""
-        return self.put_value(parse_link(payload))
-
     def put_value(self, value: Any) -> LinkDefinition | None:
         """Add or replace a link, given as a JSON value. Return the link, or None if nothing changed.
 
@@ -238,16 +249,21 @@ class Links:
                 self.put_unreadable(key, str(error))
             raise
 
-    def put_unreadable(self, key: LinkKey, reason: str, lacks_secrets: bool = False) -> None:
+    def put_unreadable(
+        self, key: LinkKey, reason: str, lacks_secrets: bool = False, lacks_answer: bool = False
+    ) -> None:
         """Record an unreadable link. It replaces any link with the same key.
 
         :param lacks_secrets: True if only the secrets of the link are missing
+        :param lacks_answer: True if the lattice did not answer in time
         """
         self._forget(key)  # the old definition is no longer valid
         if len(self._unusable) < LINKS_MAX:
             self._unusable[key] = f"{_named(key)}: {reason}"
             if lacks_secrets:
                 self._lacking_secrets.add(key)
+            if lacks_answer:
+                self._lacking_answer.add(key)
         elif not self.overflowed:
             self.overflowed = True
             log.error("%s", OVERFLOW)
@@ -262,6 +278,7 @@ class Links:
         self._links.pop(key, None)
         self._unusable.pop(key, None)
         self._lacking_secrets.discard(key)
+        self._lacking_answer.discard(key)
         self._remarks.pop(key, None)
 
 

@@ -13,14 +13,13 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from keyvalue_provider.health import Health
 from keyvalue_provider.host.host_data import HostData
 from keyvalue_provider.host.json_fields import FieldError, Fields, text_map
-from keyvalue_provider.host.lattice import LINKS_PER_STEP, lattice_links
+from keyvalue_provider.host.lattice import LINKS_PER_STEP, LatticeLink, lattice_links
 from keyvalue_provider.host.links import LINKS_MAX, LinkDefinition, LinkKey, Links, key_of, parse_link
 from keyvalue_provider.host.restart_mark import EXIT_RESTART, RestartMark
 from keyvalue_provider.host.subjects import host_subjects
@@ -33,8 +32,9 @@ __all__ = ["Capability", "HostSession", "links_of"]
 log = logging.getLogger(__name__)
 
 #: Seconds to wait before each request for links. After a lost connection, hosts need time to reconnect too.
-AT_ONCE = (0.0,)
-RECONNECTED = (0.0, 1.0, 3.0, 10.0)
+ASKING_PAUSES_S = (0.0, 1.0, 3.0, 10.0)
+#: Seconds to wait before the next request if the lattice did not return a configuration of a link in time.
+UNANSWERED_PAUSE_S = 10.0
 #: Seconds to wait before a restart for secrets. A link that is put at this moment arrives meanwhile, with its secrets.
 SECRETS_WAIT_S = 1.0
 #: After this time, a provider does not restart for secrets.
@@ -116,7 +116,8 @@ class HostSession:
         self._stop_replies: list[str] = []
         self._asking: asyncio.Task[None] | None = None
         self._telling: asyncio.Handle | None = None  # not None while changes wait to be reported to the capability
-        self._deleted: set[LinkKey] = set()  # links that were deleted before the lattice answered
+        self._asking_again: asyncio.TimerHandle | None = None
+        self._touched: set[LinkKey] = set()  # links that the host has put or deleted since the last request began
 
     def ailments(self) -> list[str]:
         """Return why the session is unhealthy, one line for each reason."""
@@ -146,21 +147,27 @@ class HostSession:
             (subjects.shutdown, self._on_shutdown),
         ):
             await self._connection.subscribe(subject, callback)
-        self._ask(AT_ONCE)
-        self._connection.on_reconnected = partial(self._ask, RECONNECTED)  # finds links put while disconnected
+        self._ask()
+        self._connection.on_reconnected = self._ask  # finds links put while disconnected
 
     def stop(self) -> None:
         """Stop asking the lattice. The session still handles the host's messages."""
         self._connection.on_reconnected = None
-        if self._restarting is not None:
-            self._restarting.cancel()
-        if self._asking is not None:
-            self._asking.cancel()
+        for waiting in (self._restarting, self._asking_again, self._asking):
+            if waiting is not None:
+                waiting.cancel()
 
-    def _ask(self, pauses_s: Sequence[float]) -> None:
+    def _ask(self) -> None:
+        if self._asking_again is not None:
+            self._asking_again.cancel()
         if self._asking is not None:
             self._asking.cancel()
-        self._asking = asyncio.create_task(self._ask_lattice(pauses_s))
+            self._touched.clear()
+        self._asking = asyncio.create_task(self._ask_lattice())
+
+    def _ask_again(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._asking_again = loop.call_later(UNANSWERED_PAUSE_S, self._ask)
 
     async def acknowledge_stop(self) -> None:
         """Answer the host's shutdown requests, if there are any. The host then kills the process."""
@@ -190,7 +197,13 @@ class HostSession:
 
     def _on_link_put(self, payload: bytes) -> None:
         changes = self._links.changes
-        self._put(partial(self._links.put_json, payload), "put")
+        try:
+            value = parse_link(payload)
+        except FieldError as error:
+            log.warning("a link is unusable: %s", error)
+            return
+        self._touch(key_of(value))
+        self._put(value, "put")
         if self._links.changes != changes:  # also true if an unusable link replaced a usable one
             self._tell_soon()
 
@@ -201,29 +214,31 @@ class HostSession:
         except FieldError as error:
             log.warning("a link was not deleted: %s", error)
             return
-        if (self._asking is None or not self._asking.done()) and len(self._deleted) < LINKS_MAX:
-            self._deleted.add(key)
+        self._touch(key)
         if self._links.delete(key):
             log.info("link deleted: %s -> %s (%s)", *key)
             self._tell_soon()
 
-    def _put(self, put: Callable[[], LinkDefinition | None], how: str) -> None:
+    def _touch(self, key: LinkKey | None) -> None:
+        """Note that the host's word on a link is newer than what the lattice is about to answer."""
+        is_asking = self._asking is None or not self._asking.done()
+        if key is not None and is_asking and len(self._touched) < LINKS_MAX:
+            self._touched.add(key)
+
+    def _put(self, value: Any, how: str) -> None:
         try:
-            link = put()
+            link = self._links.put_value(value)
         except FieldError as error:
             log.warning("a link is unusable: %s", error)
         else:
             if link is not None:
                 log.info("link %s: %s", how, link)
 
-    async def _ask_lattice(self, pauses_s: Sequence[float]) -> None:
-        """Request the lattice's links, and add the links that the host has not put.
-
-        :param pauses_s: seconds to wait before each request; the first answer ends the requests
-        """
+    async def _ask_lattice(self) -> None:
+        """Request the lattice's links, and take those that are newer than the known ones."""
         found = None
-        known = {link.key for link in self._links}
-        for pause_s in pauses_s:
+        known = self._links.keys()
+        for pause_s in ASKING_PAUSES_S:
             await asyncio.sleep(pause_s)
             try:
                 found = await lattice_links(self._connection, self._lattice, self._provider_key)
@@ -233,30 +248,43 @@ class HostSession:
             if found is not None:
                 break
         else:
+            if self._links.lack_answers:
+                self._ask_again()
             return
         # Keep links that the lattice does not have, because the host that answers may not know the newest links yet.
-        for source_id, target, name in known - {link.key for link in found} - self._deleted:
+        for source_id, target, name in known - {link.key for link in found} - self._touched:
             log.warning("link %s -> %s (%s): missing in the lattice; it stays in force", source_id, target, name)
         changes = self._links.changes
-        for number, (key, value, unreadable, lacks_secrets) in enumerate(found, 1):
+        for number, link in enumerate(found, 1):
             if not number % LINKS_PER_STEP:
                 if self._links.changes != changes:
                     self._tell_soon()
                 await asyncio.sleep(0)  # the messages of the host that arrive meanwhile are newer than `found`
-            if self._links.knows(key) or key in self._deleted:  # links from the host are newer and include secrets
-                continue
-            if unreadable:
-                log.warning("link %s -> %s (%s): everything is denied: %s", *key, unreadable)
-                self._links.put_unreadable(key, unreadable, lacks_secrets)
-            else:
-                self._put(partial(self._links.put_value, value), "found in the lattice")
-        self._deleted.clear()
+            if link.key not in self._touched:
+                self._take(link)
         if self._links.changes != changes:
             self._tell_soon()
-        self._consider_restart()
+        if any(link.lacks_answer for link in found):
+            self._ask_again()
+        else:
+            self._consider_restart()
+
+    def _take(self, link: LatticeLink) -> None:
+        """Take a link from the lattice, which may have changed while the provider was disconnected.
+
+        A known link with secrets stays, because the lattice does not return secrets. A known link stays also if the
+        lattice's version is unreadable.
+        """
+        known = self._links.get(link.key)
+        if not link.unreadable:
+            if known is None or not known.has_secrets:
+                self._put(link.value, "found in the lattice")
+        elif not self._links.knows(link.key) or (self._links.lacks_answer(link.key) and not link.lacks_answer):
+            log.warning("link %s -> %s (%s): everything is denied: %s", *link.key, link.unreadable)
+            self._links.put_unreadable(link.key, link.unreadable, link.lacks_secrets, link.lacks_answer)
 
     def _consider_restart(self) -> None:
-        """Decide after the first answer of the lattice if a restart may be needed. Decide only once."""
+        """Decide after the first complete answer of the lattice if a restart may be needed. Decide only once."""
         mark, self._mark = self._mark, None
         if mark is None:
             return
