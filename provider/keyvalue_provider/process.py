@@ -4,7 +4,7 @@ StartPlan ─> Connection ─┬─ Server ─ handlers ─ Service ─ handles 
                          ├─ HostSession (health, links, configuration, shutdown), if there is a host
                          └─ Watchers <─ changes in the Store
 
-`run` runs the whole process. `Parts` holds the parts of the provider. `RunningProvider` acts on the host's messages.
+`run` runs the whole process. `RunningProvider` acts on the host's messages.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, ExitStack
-from dataclasses import dataclass
 from functools import partial
 from signal import SIGHUP
 from threading import Thread
@@ -42,9 +41,9 @@ from keyvalue_provider.observe.exports import Exports, exports_of
 from keyvalue_provider.observe.other_instances import OtherInstances, SplitError, place_of_process
 from keyvalue_provider.optional_parts import more_metrics, redis_of, serve_redis, start_endpoint, watchers_of
 from keyvalue_provider.outer_process import OuterProcess
+from keyvalue_provider.parts import EXPORT_STOP_TIMEOUT_S, HOST_STOP_TIMEOUT_S, Parts
 from keyvalue_provider.signals import Signals, ignore_requests, unless_stopped
 from keyvalue_provider.systemd import READY, STOPPING, tell_systemd
-from keyvalue_provider.watching.watchers import Watchers
 from keyvalue_replica.errors import StreamError
 from keyvalue_transport.keyvalue.atomics import ATOMICS, atomics_handlers, atomics_tallies
 from keyvalue_transport.keyvalue.batch import BATCH, batch_handlers, batch_tallies
@@ -57,26 +56,16 @@ from keyvalue_transport.wrpc.errors import ConnectError, DisconnectedError
 
 if TYPE_CHECKING:
     # Imported by functions if metrics are on, because these imports take 15 ms.
-    from keyvalue_provider.observe.metrics import Durations, Metrics
-    from keyvalue_provider.redis_service import RedisService
+    from keyvalue_provider.observe.metrics import Durations
     from keyvalue_provider.replicated import Replicated
-    from keyvalue_provider.watching.replicated_watchers import ReplicatedWatchers
     from keyvalue_replica.kv_stores import StoreSum
 
 __all__ = ["run"]
 
 log = logging.getLogger("keyvalue_provider")
 
-#: A host kills the process 300 ms after the shutdown request. The whole stop, with the flush, takes less than 200 ms.
-HOST_STOP_TIMEOUT_S = 0.11
-FLUSH_TIMEOUT_S = 0.05
-HOST_STOP_WHOLE_S = 0.2
 #: After a shutdown request is answered, a host kills the outer process within this time. See `OuterProcess.clean_up`.
 HOST_KILL_TIMEOUT_S = 0.5
-#: Time limit for reporting the last changes to watching components.
-WATCH_STOP_TIMEOUT_S = 0.02
-#: Time limit for exporting the last spans and lines of the log, unless the host stops the provider.
-EXPORT_STOP_TIMEOUT_S = 1.0
 #: Thresholds that make garbage collections rare. With a million keys in memory, a full collection takes tens of
 #: milliseconds, and it finds almost no garbage.
 GC_THRESHOLDS = (50_000, 50, 100)
@@ -113,38 +102,6 @@ def run(plan: StartPlan, configuration: Configuration, outer: OuterProcess, laun
         exports.close(EXPORT_STOP_TIMEOUT_S)
         outer.clean_up(HOST_KILL_TIMEOUT_S if end.by_host else 0.0)
     return end.exit_code
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """The parts of a running provider, except the host session.
-
-    :param store: the engine; with the replicated store, the copies of what is stored
-    :param replicated: the replicated store; None for a store in memory
-    :param snapshots: None if the store is not saved
-    :param metrics: None if metrics are off
-    :param redis: None if Redis clients are not served
-    """
-
-    connection: Connection
-    links: Links
-    store: Store | StoreSum
-    replicated: Replicated | None
-    snapshots: Snapshots | None
-    policy: Policy
-    service: Service
-    watchers: Watchers | ReplicatedWatchers
-    others: OtherInstances
-    server: Server
-    metrics: Metrics | None
-    exports: Exports
-    redis: RedisService | None
-    background: tuple[asyncio.Task[None], ...]
-
-    def stop_background(self) -> None:
-        """Cancel the background tasks."""
-        for task in self.background:
-            task.cancel()
 
 
 class RunningProvider:
@@ -450,45 +407,12 @@ def _host_of(
 
 async def _end(parts: Parts, options: ProviderOptions, host: HostSession | None, by_signal: bool) -> End:
     """Stop cleanly, in the time that there is."""
-    by_host = host is not None and host.asks_to_stop and not by_signal
     restarts = host is not None and host.asks_to_restart and not by_signal
-    timeout_s = HOST_STOP_TIMEOUT_S if by_host or restarts else options.stop_timeout_ms / 1000
-    saved = await _stop(parts, host, timeout_s, by_host)
+    saved = await parts.stop(host, HOST_STOP_TIMEOUT_S if restarts else options.stop_timeout_ms / 1000)
+    by_host = host is not None and host.asks_to_stop
     if restarts and not by_host:
         return End(EXIT_RESTART)
     return End(0 if saved else 1, by_host)
-
-
-async def _stop(parts: Parts, host: HostSession | None, timeout_s: float, by_host: bool) -> bool:
-    """Stop cleanly: answer the calls in flight, flush, save, and acknowledge the host's request.
-
-    Return False if the snapshot was not saved.
-    """
-    ends_s = monotonic() + HOST_STOP_WHOLE_S
-    saved = True
-    if host is not None:
-        host.stop()
-    parts.others.leave()
-    if parts.replicated is not None:
-        parts.replicated.give_up_after(timeout_s)
-    await asyncio.gather(*(part.stop(timeout_s) for part in (parts.server, parts.redis) if part is not None))
-    await parts.watchers.stop(WATCH_STOP_TIMEOUT_S)
-    parts.exports.stop()
-    parts.stop_background()
-    try:
-        await parts.connection.flush(FLUSH_TIMEOUT_S)
-    except DisconnectedError as error:
-        log.warning("the last answers may be lost: %s", error)
-    if parts.snapshots is not None:
-        if by_host:
-            await parts.snapshots.save_apart(ends_s)
-        else:
-            saved = await parts.snapshots.save_last()
-    log.info("stopped: %d invocations answered", parts.server.counts.answered)
-    await parts.exports.wait_stopped(ends_s - monotonic() if by_host else EXPORT_STOP_TIMEOUT_S)
-    if host is not None:
-        await host.acknowledge_stop()
-    return saved
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:

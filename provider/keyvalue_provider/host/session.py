@@ -14,6 +14,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Mapping
+from time import monotonic
 from typing import Any, Protocol
 
 from keyvalue_provider.health import Health
@@ -87,7 +88,8 @@ class HostSession:
     :param links: the links from the host data, which the session changes later
     :param xkey: the provider's public xkey; empty if the host data has no xkeys
     :param mark: the mark of a restart for secrets; None to never restart
-    :ivar asks_to_stop: True if the host asks the provider to stop
+    :ivar stop_asked: set if the host asks the provider to stop
+    :ivar stop_asked_s: when it asked first, on the monotonic clock
     :ivar asks_to_restart: True if the provider must end so that the host starts it again
     """
 
@@ -108,7 +110,8 @@ class HostSession:
         self._capability = capability
         self._lattice, self._provider_key = host_data.lattice_rpc_prefix, host_data.provider_key
         self._subjects = host_subjects(self._lattice, self._provider_key, host_data.link_name, xkey)
-        self.asks_to_stop = False
+        self.stop_asked = asyncio.Event()
+        self.stop_asked_s = 0.0
         self.asks_to_restart = False
         self._mark = mark
         self._started_s = 0.0
@@ -118,6 +121,11 @@ class HostSession:
         self._telling: asyncio.Handle | None = None  # not None while changes wait to be reported to the capability
         self._asking_again: asyncio.TimerHandle | None = None
         self._touched: set[LinkKey] = set()  # links that the host has put or deleted since the last request began
+
+    @property
+    def asks_to_stop(self) -> bool:
+        """True if the host asks the provider to stop."""
+        return self.stop_asked.is_set()
 
     def ailments(self) -> list[str]:
         """Return why the session is unhealthy, one line for each reason."""
@@ -338,7 +346,9 @@ class HostSession:
             log.debug("a shutdown request of another host is ignored")
             return
         log.info("the host requests a shutdown")
-        self.asks_to_stop = True
+        if not self.asks_to_stop:
+            self.stop_asked_s = monotonic()
+        self.stop_asked.set()
         if message.reply:
             self._stop_replies.append(message.reply)
         self._stop_requested.set()

@@ -160,28 +160,28 @@ class Snapshots:
         """
         return not self._is_loaded.is_set() or await self._save(logging.INFO, 0)
 
-    async def save_apart(self, until_s: float) -> None:
+    async def save_apart(self, until_s: float) -> bool:
         """Save in a fork of this process, after the last change. Wait for it until a time on the monotonic clock.
 
-        The fork goes on if this process is killed. It holds the lock, so the next provider waits for its snapshot.
+        Return False if it is known that the save failed. The fork goes on if this process is killed. It holds the lock, so
+        the next provider waits for its snapshot.
         """
         if not self._is_loaded.is_set():
-            return
+            return True
         began_s = monotonic()
         try:
             async with self._saving:
                 child = self._fork()
         except OSError as error:
             log.warning("the snapshot is saved without a fork, in the time that is left: %s", error.strerror or error)
-            await self.save_last()
-            return
+            return await self.save_last()
         while True:
             ended, status = os.waitpid(child, os.WNOHANG)  # noqa: ASYNC222 - WNOHANG does not wait
             if ended:
                 break
             if monotonic() >= until_s:
                 log.warning("the time for a stop is over: process %d goes on saving the snapshot", child)
-                return
+                return True
             await asyncio.sleep(CHILD_POLL_S)
         code = os.waitstatus_to_exitcode(status)
         if code:
@@ -189,6 +189,7 @@ class Snapshots:
             self._note_failure(OSError(os.strerror(code) if known else f"process {child} ended with exit code {code}"))
         else:
             self._note_success(logging.INFO, began_s, os.stat(self._path).st_size)
+        return not code
 
     async def _save(self, level: int, pause_turns: float) -> bool:
         async with self._saving:

@@ -316,7 +316,7 @@ async def test_the_end_of_a_fork_is_noted(path: Path, monkeypatch: pytest.Monkey
     store = Store()
     snapshots = await loaded(store, path)
     store.bucket(b"b").set(b"0", b"v")
-    await snapshots.save_apart(monotonic() + DEADLINE_S)
+    assert await snapshots.save_apart(monotonic() + DEADLINE_S)
     assert (snapshots.faults(), snapshots.counts.size_bytes) == ([], size_of(path))
     assert "snapshot saved: 1 keys" in lines.text
     for error, text in (
@@ -329,7 +329,7 @@ async def test_the_end_of_a_fork_is_noted(path: Path, monkeypatch: pytest.Monkey
 
         with monkeypatch.context() as patch:
             patch.setattr(Store, "save", save)
-            await snapshots.save_apart(monotonic() + DEADLINE_S)
+            assert not await snapshots.save_apart(monotonic() + DEADLINE_S)
         assert text in snapshots.faults()[0]
     assert snapshots.counts.failures == 2
 
