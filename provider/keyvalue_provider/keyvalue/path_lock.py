@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from contextlib import suppress
 
 __all__ = ["PathLock"]
 
@@ -37,9 +38,10 @@ class PathLock:
         return True
 
     def sign(self) -> None:
-        """Write this process's id to the file. A fork of the holder holds the lock too."""
-        os.ftruncate(self.descriptor, 0)
-        os.pwrite(self.descriptor, b"%d\n" % os.getpid(), 0)
+        """Write this process's id to the file, for messages. A fork of the holder holds the lock too."""
+        with suppress(OSError):  # for example, the disk is full
+            os.ftruncate(self.descriptor, 0)
+            os.pwrite(self.descriptor, b"%d\n" % os.getpid(), 0)
 
     @property
     def holder(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -27,10 +28,21 @@ def test_one_holder_at_a_time(tmp_path: Path) -> None:
     second.release()
 
 
-def test_a_damaged_lock_file_names_nobody(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_full", [False, True])
+def test_a_lock_file_that_is_damaged_or_unwritable_names_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_full: bool
+) -> None:
+    """The lock does not need the file's content. So a full disk does not prevent the start."""
+
+    def fail(*args: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     holder, other = PathLock(str(tmp_path / "snapshot")), PathLock(str(tmp_path / "snapshot"))
+    if is_full:
+        monkeypatch.setattr(os, "pwrite", fail)
     assert holder.take()
-    (tmp_path / "snapshot.lock").write_bytes(b"\xff" * 100)
+    if not is_full:
+        (tmp_path / "snapshot.lock").write_bytes(b"\xff" * 100)
     assert not other.take()
     assert other.holder == "another process"
     holder.release()
