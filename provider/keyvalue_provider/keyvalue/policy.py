@@ -201,6 +201,7 @@ class Policy:
         self._store = store
         self._links = Links("") if links is None else links
         self._grants: dict[CallerKey, Grant] = {}
+        self._users: dict[CallerKey, Mapping[str, Any]] = {}  # the options of each caller that is no component
         self._naming: dict[CallerKey, Mapping[str, Any]] = {}  # the options of links that name a bucket
         self._largest = {"key_bytes_max": Largest(), "value_bytes_max": Largest()}
         self._provider = ProviderOptions.of_store(store) if options is None else options
@@ -213,8 +214,10 @@ class Policy:
         return self.linkless if access is None else access
 
     def access_by_link(self, caller: CallerKey) -> Access | None:
-        """Return the access that a caller's link gives, or None if the caller has no link."""
+        """Return the access that a caller's link gives, or None if the caller has no link. `add_user` is like a link."""
         source_id, name = caller
+        if (user := self._users.get(caller)) is not None:
+            return Access.of(LinkOptions.over(self._provider, user))
         grant = self._grants.get((source_id, name or DEFAULT_LINK))
         if grant is None:
             return None
@@ -223,10 +226,10 @@ class Policy:
     def linked_buckets(self) -> dict[tuple[str, bytes], bool]:
         """Return the KV buckets with plain names that links name, by domain and name: True if one may be created.
 
-        O(links that name a bucket).
+        O(links that name a bucket + users).
         """
         provider, found = self._provider, dict[tuple[str, bytes], bool]()
-        for own in self._naming.values():
+        for own in (*self._naming.values(), *(own for own in self._users.values() if "bucket" in own)):
             if provider.store != MEMORY and own.get("keys", provider.keys) == PLAIN:
                 place = own.get("js_domain", provider.js_domain) or "", own["bucket"]
                 creates = own.get("enable_bucket_auto_create", provider.enable_bucket_auto_create)
@@ -239,8 +242,13 @@ class Policy:
         return self._provider.js_domain or ""
 
     def add_user(self, caller: CallerKey, own: Mapping[str, Any]) -> None:
-        """Give a caller that is no component the access that a link with these options would give."""
-        self._replace(caller, None, Grant(None, own))
+        """Give a caller that is no component the access that a link with these options would give.
+
+        No link changes it, even one with the caller's source and name. Call this once for each caller.
+        """
+        self._users[caller] = own
+        for option in self._largest.keys() & own.keys():
+            self._largest[option].add(own[option])
         self._set_parameter_limits()
 
     def configure(self, options: ProviderOptions) -> bool:

@@ -418,6 +418,22 @@ def test_secrets_are_not_shown(caplog: pytest.LogCaptureFixture) -> None:
         assert SECRET not in shown
 
 
+def test_no_link_changes_the_access_of_a_user() -> None:
+    scene, user = Scene(store="jetstream", keys="plain"), Caller("no component", "user")
+    scene.policy.add_user(user, LINK_OPTIONS.read({"access": "read-only", "bucket": "b", "key_bytes_max": "70_000"})[0])
+
+    def check() -> None:
+        access, buckets = scene.policy.access_of(user), scene.policy.linked_buckets()
+        assert (access.right, access.bucket, buckets) == (Right.READ_ONLY, b"b", {("", b"b"): False})
+        assert scene.service.parameter_limits.key_bytes_max == 70_000
+
+    check()
+    scene.put(user, access="read-write", bucket="b", key_bytes_max="5")
+    check()
+    scene.delete(user)
+    check()
+
+
 def test_links_name_the_kv_buckets_that_are_opened_for_them() -> None:
     scene = Scene(store="jetstream", keys="plain", js_domain="hub")
     scene.put(bucket="one")
