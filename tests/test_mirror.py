@@ -149,7 +149,6 @@ REASONS = {
         packaging/archive_command.py  packaging/test_archive.py     it makes and checks archives
         packaging/claims.py   packaging/test_archive.py             claims are part of the archive
         watching/watchers.py  tests/integration/test_watch.py       it needs links and a component
-        watching/replicated_watchers.py  tests/integration/test_replicated_watch.py  it needs a real server
     """,
     "bench": """
         load/case.py          load/test_workload.py            the parameters of the calls

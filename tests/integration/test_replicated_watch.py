@@ -330,7 +330,7 @@ async def test_an_instance_that_stood_still_tells_nothing_old(
         stopped.signal(signal.SIGSTOP)
         component.answering.set()
         await test_replicated.answered(lambda: set_soon(client, key, b"4"))
-        await component.until(lambda told: told[-1] == (b"0", b"k", b"4"))
+        await component.until(lambda told: told[-1:] == [(b"0", b"k", b"4")])
         stopped.signal(signal.SIGCONT)
         await asyncio.sleep(2)
         assert component.told[-1] == (b"0", b"k", b"4")

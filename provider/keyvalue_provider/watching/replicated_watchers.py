@@ -87,7 +87,7 @@ class ExpiredKeys:
         self._keys_max = keys_max
         self._counts = counts
         self._plain: dict[bytes, Expiries] = {}  # by the engine's name of the KV bucket
-        self._cores: dict[bytes, WatchedBucket] = {}
+        self._watched: dict[bytes, dict[WatcherKey, WatchedBucket]] = {}  # those whose deletes are watched
         self._own: tuple[Core, Expiries] | None = None
         self._engines = [stores.plain.store]
         self._routes: dict[bool, WatchRoutes[WatcherKey]] = {}
@@ -104,7 +104,12 @@ class ExpiredKeys:
         deletes = [pattern for pattern in patterns if pattern.deletes]
         if isinstance(replica, WatchedBucket):
             name = replica.layout.bucket
-            self._cores[name] = replica
+            if deletes:
+                self._watched.setdefault(name, {})[key] = replica
+            elif (watched := self._watched.get(name)) is not None:
+                watched.pop(key, None)
+                if not watched:
+                    del self._watched[name]
             deletes = [replace(pattern, bucket=name) for pattern in deletes]
         routes = self._routes[isinstance(replica, WatchedBucket)]
         routes.put(key, deletes)
@@ -132,7 +137,7 @@ class ExpiredKeys:
         expiries = self._plain.get(name)
         if expiries is None:
             try:
-                core = self._cores[name].core
+                core = next(iter(self._watched[name].values())).core
             except NotStoredError:
                 return  # it is being closed
             expiries = self._plain[name] = self._expiries(core)
