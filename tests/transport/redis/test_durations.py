@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from time import process_time
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,3 +31,11 @@ def test_each_request_counts_once(reads: list[tuple[list[list[bytes]], float]]) 
         (name, place): count for name, counts in durations.counts.items() for place, count in enumerate(counts) if count
     } == expected
     assert {name: sum_s for name, [sum_s] in durations.sums_s.items()} == sums_s
+
+
+def test_a_read_of_different_words_takes_no_quadratic_time() -> None:
+    durations = CommandDurations(["get"], "unknown", (1.0,))
+    began_s = process_time()
+    durations.observe([[b"%d" % number] for number in range(30_000)], 0.5)
+    assert process_time() - began_s < 1
+    assert durations.counts == {"get": [0, 0], "unknown": [30_000, 0]}

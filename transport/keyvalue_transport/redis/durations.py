@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 from keyvalue_transport.redis.requests import Request
 
@@ -37,14 +38,13 @@ class CommandDurations:
         sum_s[0] += count * duration_s
 
     def observe(self, requests: Sequence[Request], duration_s: float) -> None:
-        """Count the requests of a read."""
-        words = requests[0][:1] if len(requests) == 1 else [request[0] for request in requests if request]
-        while words:
-            word, number = words[0], len(words)
-            count = 1 if number == 1 else words.count(word)
+        """Count the requests of a read. O(requests), also if each has a word of its own."""
+        if len(requests) == 1:
+            numbers: Mapping[bytes, int] = dict.fromkeys(requests[0][:1], 1)
+        else:
+            numbers = Counter([request[0] for request in requests if request])
+        place = bisect_left(self._bounds_s, duration_s)
+        for word, number in numbers.items():
             counts, sum_s = self._rows.get(word) or self._rows.get(word.lower(), self._unknown)
-            counts[bisect_left(self._bounds_s, duration_s)] += count
-            sum_s[0] += count * duration_s
-            if count == number:
-                return
-            words = [other for other in words if other != word]
+            counts[place] += number
+            sum_s[0] += number * duration_s
