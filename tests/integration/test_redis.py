@@ -176,7 +176,10 @@ def test_a_password(nats: NatsServer, tmp_path: Path) -> None:
         assert "NOAUTH" in str(wire.call(b"CLIENT", b"LIST"))
         assert "NOAUTH" in str(wire.call(b"HELLO", b"3"))
         assert "WRONGPASS" in str(wire.call(b"AUTH", b"wrong"))
-        assert wire.call(b"HELLO", b"3", b"AUTH", b"default", b"secret")[b"proto"] == 3
+        assert "JUNK" in str(wire.call(b"HELLO", b"3", b"AUTH", b"default", b"secret", b"JUNK"))
+        login = b"AUTH", b"default", b"secret", b"SETNAME", b"me"
+        assert wire.call(b"HELLO", b"3", *login)[b"proto"] == 3
+        assert wire.call(b"CLIENT", b"GETNAME") == b"me"
         assert wire.call(b"SET", b"k", b"v") == b"OK"
         assert wire.call(b"RESET") == b"RESET"
         assert "NOAUTH" in str(wire.call(b"GET", b"k"))

@@ -74,7 +74,7 @@ def hello(session: RedisSession, request: Request) -> Answer:
     left = iter(words[1:])
     for word in left:
         arguments = {b"AUTH": 2, b"SETNAME": 1}.get(word.upper(), 0)
-        found = [argument for argument, _ in zip(left, range(arguments), strict=False)] if arguments else []
+        found = [argument for _, argument in zip(range(arguments), left, strict=False)]
         if not arguments or len(found) < arguments:
             raise CommandError(f"ERR Syntax error in HELLO option '{word.decode(errors='replace')[:128]}'")
         if arguments == 2:
