@@ -63,6 +63,7 @@ REASONS = {
         redis/answers.py          tests/integration/test_redis_beside_redis.py  the answers of a real server
         redis/connection_commands.py  tests/integration/test_redis_beside_redis.py  the answers of a real server
         redis/deadlines.py        tests/integration/test_redis_beside_redis.py  the answers of a real server
+        redis/effects.py          tests/transport/redis/test_session.py  the order of calls
         redis/errors.py           tests/integration/test_redis.py       an address that is not available
         redis/keys.py             tests/integration/test_redis_beside_redis.py  the answers of a real server
         redis/limits.py           tests/integration/test_redis.py       each limit needs connections

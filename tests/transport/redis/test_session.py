@@ -67,6 +67,22 @@ def late(turns: list[int]) -> Later:
     return later
 
 
+def in_tasks(turns: list[int]) -> Later:
+    """Return a store's way to answer that keeps no order: calls take effect some turns later, or at once."""
+    left = cycle(turns)
+
+    async def act(turns: int, function: Callable[..., Any], *arguments: object) -> Any:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        return function(*arguments)
+
+    def later(function: Callable[..., Any], *arguments: object) -> Any:
+        turns = next(left)
+        return act(turns, function, *arguments) if turns else function(*arguments)
+
+    return later
+
+
 class SlowTransport(Transport):
     """A transport whose client reads nothing in most turns."""
 
@@ -104,17 +120,18 @@ async def receive_slowly(side: Side, read: bytes, reads_at: int) -> None:
     pipeline=st.lists(requests | st.tuples(requests, st.integers(2, 40)), min_size=1, max_size=12),
     turns=st.lists(st.integers(0, 4), min_size=1, max_size=5),
     reads_at=st.sampled_from([1, 3, 10]),
+    kind=st.sampled_from([late, in_tasks]),
 )
-@example(pipeline=[((b"GET", b"a"), 40)], turns=[*range(50)], reads_at=60)
+@example(pipeline=[((b"GET", b"a"), 40)], turns=[*range(50)], reads_at=60, kind=late)
 def test_a_client_that_reads_slowly_gets_all_answers_and_few_are_held(
-    pipeline: list[Any], turns: list[int], reads_at: int
+    pipeline: list[Any], turns: list[int], reads_at: int, kind: Callable[[list[int]], Later]
 ) -> None:
     """The answers are those of a store that answers at once, whatever the order in which the others come."""
     sent = [each for step in pipeline for each in ([step[0]] * step[1] if isinstance(step[0], tuple) else [step])]
     read = b"".join(map(encode_request, [(b"PING",), *((b"SET", key, b"0" * 500) for key in KEYS), *sent]))
 
     async def run() -> None:
-        at_once, slow = Side(), Side(late(turns))
+        at_once, slow = Side(), Side(kind(turns))
         await at_once.receive(read)
         await receive_slowly(slow, read, reads_at)
         expected, facts = await at_once.finish()

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 
 from keyvalue_transport.redis.answers import OK, CommandError, Value, Verbatim, encode
 from keyvalue_transport.redis.deadlines import SYNTAX
+from keyvalue_transport.redis.effects import Awaited
 from keyvalue_transport.redis.requests import Request
 from keyvalue_transport.redis.revisions import parse_integer
-from keyvalue_transport.redis.session import Awaited, RedisSession
+from keyvalue_transport.redis.session import RedisSession
 from keyvalue_transport.redis.surroundings import Client, User
 
 Answer = bytes | Awaited

@@ -9,10 +9,11 @@ from typing import Any
 from keyvalue_transport.redis import revisions
 from keyvalue_transport.redis.answers import ONE, ZERO, CommandError, encode
 from keyvalue_transport.redis.deadlines import NS_PER_MS, SYNTAX, lifetime_of
+from keyvalue_transport.redis.effects import Awaited
 from keyvalue_transport.redis.glob import PATTERN_BYTES_MAX, matcher
 from keyvalue_transport.redis.requests import Request
 from keyvalue_transport.redis.revisions import Entry, deadline_of, parse_integer
-from keyvalue_transport.redis.session import Awaited, RedisSession
+from keyvalue_transport.redis.session import RedisSession
 from keyvalue_transport.redis.strings import check_keys, number
 
 Answer = bytes | Awaited

@@ -8,9 +8,10 @@ from typing import NamedTuple
 from keyvalue_transport.keyvalue.outcomes import Tally, new_tally
 from keyvalue_transport.redis import connection_commands, keys, strings
 from keyvalue_transport.redis.answers import CommandError, Value, Verbatim, encode
+from keyvalue_transport.redis.effects import Awaited, Effect
 from keyvalue_transport.redis.glob import matcher
 from keyvalue_transport.redis.requests import Request
-from keyvalue_transport.redis.session import UNKNOWN, Awaited, Command, Commands, Effect, RedisSession
+from keyvalue_transport.redis.session import UNKNOWN, Command, Commands, RedisSession
 
 __all__ = ["command_table", "command_tallies"]
 

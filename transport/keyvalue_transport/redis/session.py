@@ -3,14 +3,16 @@
     requests ──> queue ──> command ──┬─ bytes ──────────────────────────> output
                                      └─ Awaited: a slot, until it is done ──┘   in the order of the requests
 
-With the store in memory, every answer but those of KEYS and FLUSHDB comes at once. The replicated store answers later.
-A client that sends several requests at once expects that each sees the effect of those before it. The store keeps the
-order of writes, and a read sees all writes before it. So a request waits only in these cases:
+With the store in memory, every answer comes at once except those of KEYS, RANDOMKEY and FLUSHDB, and of writes while
+the user's quota is counted. The replicated store answers later. A client that sends several requests at once expects
+that each sees the effect of those before it. The store keeps the order of writes, and a read sees all writes before it.
+So a request waits only in these cases:
 
-    a write or an update   after a read that has no answer yet
-    a read or a write      after an update that has no answer yet
-    a walk, MSETNX, or a   after anything, and everything after it
+    a write or an update    after a read that has no answer yet
+    a read or a write       after an update that has no answer yet
+    a walk, MSETNX, or a    after anything, and everything after it
     change of the session
+    anything                after an answer that needs a task: a bucket that is not served yet, or a quota that is counted
 
 Answers that came before those in front of them wait in their slots, and count as output. While the output is full, an
 answer that comes is not encoded. If it is a read, its result is dropped, and the read is made again when there is room.
@@ -21,9 +23,8 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 from keyvalue_transport.keyvalue.errors import (
     AccessDeniedError,
@@ -33,12 +34,13 @@ from keyvalue_transport.keyvalue.errors import (
 )
 from keyvalue_transport.keyvalue.outcomes import ACCESS_DENIED, FAILED, NO_SUCH_STORE, NONE, OK, OTHER, Tally
 from keyvalue_transport.redis.answers import NIL, NIL_3, CommandError, error
+from keyvalue_transport.redis.effects import AFTER, Awaited, Effect
 from keyvalue_transport.redis.requests import Request
 from keyvalue_transport.redis.revisions import revision_bytes
 from keyvalue_transport.redis.surroundings import Surroundings, User
 from keyvalue_transport.wrpc.handler import ANONYMOUS, Again, Derived
 
-__all__ = ["UNKNOWN", "Awaited", "Command", "Commands", "Effect", "RedisSession"]
+__all__ = ["UNKNOWN", "Command", "Commands", "RedisSession"]
 
 #: A session stops when its answers have this size, until they are written.
 OUTPUT_BYTES_MAX = 1024 * 1024
@@ -48,50 +50,13 @@ SLOTS_MAX = 1024
 SLOT_BYTES_MAX = 1024 * 1024
 #: The name under which unknown commands are counted.
 UNKNOWN = "unknown"
-#: The types of answers that need no wait, besides tuples.
-IMMEDIATE = frozenset({bytes, int, bool, list, type(None)})
 NOAUTH = "NOAUTH Authentication required."
 LOADING = "LOADING the store is loading its keys"
 
 
-class Effect(Enum):
-    """The effect of a command, as far as the order of commands depends on it."""
-
-    LOCAL = "answers without the store"
-    READ = "reads"
-    WRITE = "writes, whatever is stored"
-    UPDATE = "writes, depending on what is stored"
-    ALONE = "depends on several keys, or changes the session"
-
-
-#: The kinds of unanswered requests after which a request of a kind may start.
-AFTER = {
-    Effect.LOCAL: frozenset(Effect),
-    Effect.READ: frozenset({Effect.READ, Effect.WRITE}),
-    Effect.WRITE: frozenset({Effect.WRITE}),
-    Effect.UPDATE: frozenset({Effect.WRITE, Effect.UPDATE}),
-    Effect.ALONE: frozenset[Effect](),
-}
 #: The memory of a request without an answer, and of each key or option of it, besides their bytes. Measured with 1 and 100
 #: keys, by the growth of the process: 1.0 to 1.4 kB, and 3.1 kB for a key of DEL, a change of its own, 0.1 kB for one of MGET.
 REQUEST_BYTES, READ_PART_BYTES, WRITE_PART_BYTES, OTHER_PART_BYTES = 1024, 128, 512, 3072
-
-
-class Awaited(NamedTuple):
-    """An answer that is not ready: what to wait for, and a function that makes the answer from the result.
-
-    A result may be another Awaited.
-    """
-
-    answer: Any
-    encode: Callable[[Any], bytes | Awaited]
-
-    @classmethod
-    def of(cls, answer: Any, encode: Callable[[Any], bytes | Awaited]) -> bytes | Awaited:
-        """Return the encoded answer, or a Awaited if it must be awaited."""
-        if type(answer) in IMMEDIATE or isinstance(answer, tuple):
-            return encode(answer)
-        return cls(answer, encode)
 
 
 @dataclass(frozen=True, slots=True)
@@ -418,6 +383,10 @@ class RedisSession:
             derive, source = _ignore, source.source  # the call that is made again raises the error of its barrier
         if not hasattr(source, "add_done_callback"):
             source = slot.task = self.surroundings.start_task(source)
+            if slot.effect is not Effect.ALONE:  # the store keeps no order between a task and other calls
+                self._forget(slot.effect)
+                slot.effect = Effect.ALONE
+                self._unanswered[Effect.ALONE] += 1
         source.add_done_callback(partial(self._done, slot, derive, encode))
 
     def _done(
@@ -484,9 +453,7 @@ class RedisSession:
         slot.answer = answer
         self._late_bytes = len(answer)
         self._waiting_bytes += self._late_bytes
-        self._unanswered[slot.effect] -= 1
-        if not self._unanswered[slot.effect]:
-            del self._unanswered[slot.effect]
+        self._forget(slot.effect)
         slots = self._slots
         while slots and (ready := slots[0].answer) is not None:
             slots.popleft()
@@ -494,6 +461,12 @@ class RedisSession:
             self.out_bytes += len(ready)
             self._waiting_bytes -= len(ready)
         self._on_output()
+
+    def _forget(self, effect: Effect) -> None:
+        """Count one request less that has no answer."""
+        self._unanswered[effect] -= 1
+        if not self._unanswered[effect]:
+            del self._unanswered[effect]
 
 
 def _ignore(read: Callable[[], object]) -> None:

@@ -14,7 +14,8 @@ from __future__ import annotations
 from keyvalue_transport.keyvalue.outcomes import NONE
 from keyvalue_transport.keyvalue.outcomes import OK as FOUND
 from keyvalue_transport.redis.answers import CRLF, HEADS, OK, SHORT
-from keyvalue_transport.redis.session import Awaited, Effect, RedisSession
+from keyvalue_transport.redis.effects import Awaited, Effect
+from keyvalue_transport.redis.session import RedisSession
 from keyvalue_transport.redis.strings import ok, value_later
 
 __all__ = ["SHORT_CALL_BYTES_MAX", "answer_short"]

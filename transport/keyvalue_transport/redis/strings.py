@@ -8,9 +8,10 @@ from typing import Any
 from keyvalue_transport.redis import revisions
 from keyvalue_transport.redis.answers import CRLF, HEADS, OK, ONE, SHORT, ZERO, CommandError, short_bulks
 from keyvalue_transport.redis.deadlines import SYNTAX, Lifetime, parse_lifetime
+from keyvalue_transport.redis.effects import Awaited, Effect
 from keyvalue_transport.redis.requests import Request
 from keyvalue_transport.redis.revisions import Entry, Revise, parse_integer, value_of
-from keyvalue_transport.redis.session import Awaited, Effect, RedisSession
+from keyvalue_transport.redis.session import RedisSession
 from keyvalue_transport.wrpc.handler import Again
 
 Answer = bytes | Awaited
