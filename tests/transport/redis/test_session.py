@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable
 from itertools import cycle
 from typing import Any
@@ -170,17 +171,20 @@ async def test_held_answers_count_as_answers_that_clients_do_not_read(
     pipeline=st.lists(requests, min_size=1, max_size=20),
     turns=st.lists(st.integers(0, 4), min_size=1, max_size=5),
     turn=st.integers(0, 30),
+    kind=st.sampled_from([late, in_tasks]),
 )
-@example(pipeline=[(b"GET", b"a")] * 20, turns=[0], turn=6)  # disconnects while answers wait for room
-def test_a_client_that_disconnects_leaves_nothing_in_flight(pipeline: list[Any], turns: list[int], turn: int) -> None:
+@example(pipeline=[(b"GET", b"a")] * 20, turns=[0], turn=6, kind=late)  # disconnects while answers wait for room
+def test_a_client_that_disconnects_leaves_nothing_in_flight(
+    pipeline: list[Any], turns: list[int], turn: int, kind: Callable[[list[int]], Later]
+) -> None:
     """Its requests count until the store has answered."""
     read = b"".join(map(encode_request, [(b"SET", key, b"0" * 500) for key in KEYS] + pipeline))
 
     async def run() -> None:
-        side = Side(late(turns))
+        side = Side(kind(turns))
         side.transport = side.connection._transport = SlowTransport()
         side.connection.data_received(read)
-        assert side.in_flight.held_bytes > 0
+        assert side.in_flight.held_bytes > 0 or not any(turns)
         for _ in range(turn):
             await asyncio.sleep(0)
         side.connection.connection_lost(None)
@@ -192,3 +196,30 @@ def test_a_client_that_disconnects_leaves_nothing_in_flight(pipeline: list[Any],
 
     with patch.object(session, "OUTPUT_BYTES_MAX", OUTPUT_BYTES_MAX):
         asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("request_", "left"),
+    [
+        ((b"SET", b"a", b"1"), [b"a", b"b"]),
+        ((b"SET", b"a", b"1" * 551), [b"b"]),
+        ((b"FLUSHDB",), []),
+        ((b"KEYS", b"*"), [b"b"]),
+    ],
+)
+async def test_a_write_goes_on_when_its_client_disconnects(request_: tuple[bytes, ...], left: list[bytes]) -> None:
+    """A walk that only reads ends. No error of a task is lost, because asyncio would log it."""
+    lost: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: lost.append(context))
+    side = Side(in_tasks([3]), redis_flush=True)
+    side.store.bucket(b"default").set(b"b", b"2")
+    await side.receive(encode_request(request_))
+    await asyncio.sleep(0)
+    side.connection.connection_lost(None)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert sorted(key for key, _ in side.store.bucket(b"default").items()) == left
+    assert side.redis.listener.unanswered == 0
+    await side.finish()
+    gc.collect()
+    assert not lost

@@ -174,12 +174,16 @@ def command_table(tallies: Mapping[str, Tally]) -> Commands:
     table = {}
     for row in ROWS:
         parts_max = row.arity if row.arity > 0 else row.parts_max
-        entry = Command(row.name, row.function, abs(row.arity), parts_max, row.kind, row.is_always, tallies[row.name])
+        is_readonly = "readonly" in row.flags.split()
+        entry = Command(
+            *(row.name, row.function, abs(row.arity), parts_max, row.kind, row.is_always, is_readonly),
+            tallies[row.name],
+        )
         table[row.name.encode()] = table[row.name.upper().encode()] = entry
     tally = tallies[UNKNOWN]
     for name in FOREIGN:
-        table[name] = Command(UNKNOWN, connection_commands.foreign, 1, ANY, Effect.ALONE, True, tally)
-    table[b""] = Command(UNKNOWN, unknown, 1, ANY, Effect.LOCAL, True, tally)
+        table[name] = Command(UNKNOWN, connection_commands.foreign, 1, ANY, Effect.ALONE, True, False, tally)
+    table[b""] = Command(UNKNOWN, unknown, 1, ANY, Effect.LOCAL, True, False, tally)
     return table
 
 

@@ -66,6 +66,7 @@ class Command:
     :ivar parts_min: least number of parts of a request, with the name
     :ivar kind: its effect; a function of the request if that depends on the options
     :ivar is_always: True if it works while the store loads; its function checks the password, if it needs one
+    :ivar is_readonly: True if it changes no key, so that nobody needs its effect once its client has gone
     """
 
     name: str
@@ -74,6 +75,7 @@ class Command:
     parts_max: int
     kind: Effect | Callable[[Request], Effect]
     is_always: bool
+    is_readonly: bool
     tally: Tally
 
     def effect(self, request: Request) -> Effect:
@@ -299,12 +301,12 @@ class RedisSession:
             (in_flight.begin if change > 0 else in_flight.end)(self.caller, abs(change))
 
     def close(self) -> None:
-        """End the session, because its connection is closed. Cancel walks. Published writes go on, and count until they end."""
+        """End the session, because its connection is closed. Cancel tasks that only read. Writes go on, and count until their end."""
         self._is_closed = True
         self.is_free = False
         self.queue.clear()
         for slot in self._slots:
-            if slot.task is not None:
+            if slot.task is not None and slot.command.is_readonly:
                 slot.task.cancel()
             if slot.resume is not None:
                 self._slot_bytes -= slot.held_bytes
@@ -398,20 +400,22 @@ class RedisSession:
     ) -> None:
         """Encode an answer that has come, if there is room."""
         if self._is_closed:
+            if source is slot.task and not source.cancelled():
+                source.exception()  # asyncio logs an error that nobody has asked for
             self._slot_bytes -= slot.held_bytes
             self.count()
             return
         if self._has_room(slot):
             self._make(slot, lambda: encode(source.result() if derive is None else derive(source.result)))
             return
+        if slot.task is not None:
+            slot.task.exception()  # as above, if the connection is closed before there is room
+            slot.task = None
         if slot.request is None:
             slot.resume = partial(self._done, slot, derive, encode, source)
             slot.kept_bytes = revision_bytes(source)
             self.kept_bytes += slot.kept_bytes
         else:
-            if slot.task is not None:
-                slot.task.exception()  # asyncio logs an error that nobody has asked for
-                slot.task = None
             slot.resume = partial(self._make, slot, partial(slot.command.function, self, slot.request))
         self._stuck += 1
         self._on_output()
