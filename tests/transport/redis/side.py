@@ -50,6 +50,8 @@ class Transport:
 
     def set_write_buffer_limits(self, high: int) -> None: ...
 
+    def get_extra_info(self, name: str) -> None: ...
+
     def pause_reading(self) -> None:
         self.is_paused = True
 

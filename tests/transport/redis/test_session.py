@@ -223,3 +223,16 @@ async def test_a_write_goes_on_when_its_client_disconnects(request_: tuple[bytes
     await side.finish()
     gc.collect()
     assert not lost
+
+
+@pytest.mark.parametrize("later", [None, late([2]), in_tasks([2])])
+async def test_a_client_that_ends_its_requests_gets_all_answers(later: Later | None) -> None:
+    side = Side(later)
+    await side.receive(encode_request([b"PING"]))
+    assert not side.connection.eof_received()
+    sent = [[b"SET", b"a", b"1"], [b"KEYS", b"*"], [b"RANDOMKEY"], [b"GETDEL", b"a"], [b"EXISTS", b"a"]]
+    await side.receive(b"".join(map(encode_request, sent)))
+    assert side.connection.eof_received()
+    written, _ = await side.finish()
+    assert written == b"+PONG\r\n+OK\r\n*1\r\n$1\r\na\r\n$1\r\na\r\n$1\r\n1\r\n:0\r\n"
+    assert side.transport.is_closed

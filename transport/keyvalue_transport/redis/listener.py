@@ -75,7 +75,7 @@ class ClientConnection(asyncio.Protocol):
         self._transport: Any = None
         self._held_bytes = 0  # counted in the listener's
         self._unsent_bytes = 0  # counted in the listener's
-        self._is_paused = self._is_full = self._is_due = False
+        self._is_paused = self._is_full = self._is_due = self._is_ended = False
         self._began_s = self.last_s = perf_counter()
 
     @property
@@ -164,6 +164,15 @@ class ClientConnection(asyncio.Protocol):
         self._count_unsent(0)
         self._go_on()
 
+    def eof_received(self) -> bool:
+        """Close the connection once all answers are written: a client may end its requests before it reads them.
+
+        Over TLS, the end of the requests ends the connection.
+        """
+        session = self._session
+        self._is_ended = bool(session.unanswered or session.waits or session.out)
+        return self._is_ended and self._transport.get_extra_info("sslcontext") is None
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
         self._hold(0)
@@ -230,6 +239,9 @@ class ClientConnection(asyncio.Protocol):
             self._counts.malformed += 1
             self._transport.write(error(f"ERR Protocol error: {failure}"))
             self._transport.close()
+        elif self._is_ended:
+            if not session.unanswered:
+                self._transport.close()
         elif not self._is_full and self._is_paused:
             self._is_paused = False
             self._transport.resume_reading()
