@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import tracemalloc
+from time import process_time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from keyvalue_provider.host.secret import Secret
 from keyvalue_transport.redis.requests import Request, RequestReader
 from tests.integration.redis_server import encode_request
+from tests.transport.redis.side import compare
 
 REQUEST_BYTES_MAX = 1 << 20
 #: Parts that look like the beginning of a request.
@@ -110,14 +114,41 @@ def test_a_large_value_is_joined_once() -> None:
     assert found == [[b"SET", b"k", value]]
 
 
-def test_limits_before_a_password() -> None:
-    for read, error in (
-        (b"*11\r\n", "unauthenticated multibulk length"),
-        (b"*1\r\n$16385\r\n", "unauthenticated bulk length"),
-    ):
-        reader = RequestReader(REQUEST_BYTES_MAX, is_trusted=False)
-        assert reader.feed(read) == []
-        assert str(reader.error) == error
+LONG = [b"MGET", *[b"k"] * 10]
+BULK, MULTIBULK = b"unauthenticated bulk length", b"unauthenticated multibulk length"
+
+
+@pytest.mark.parametrize(
+    ("sent", "answer"),
+    [
+        ([LONG], MULTIBULK),
+        ([[b"GET", b"k" * 16_385]], BULK),
+        ([[b"AUTH", b"default", b"wrong"], LONG], MULTIBULK),
+        ([[b"PING"], [b"auth", b"secret"], LONG], b"*10\r\n" + b"$-1\r\n" * 10),
+        (
+            [[b"HELLO", b"2", b"AUTH", b"default", b"secret"], [b"ECHO", b"k" * 16_385], LONG],
+            b"*10\r\n" + b"$-1\r\n" * 10,
+        ),
+        ([[b"AUTH", b"secret"], [b"RESET"], [b"QUIT"], LONG], b"+OK\r\n"),
+    ],
+)
+def test_limits_before_a_password(sent: list[list[bytes]], answer: bytes) -> None:
+    """They hold however the bytes are cut, and end within a read."""
+    side = asyncio.run(compare([b"".join(map(encode_request, sent))], redis_password=Secret("secret")))
+    assert answer in side.transport.written
+    assert side.transport.is_closed == (not answer.startswith(b"*"))
+
+
+def test_logins_take_time_in_proportion_to_their_bytes() -> None:
+    """Otherwise, this test takes some seconds."""
+    read, at, found = b"AUTH\n" * 50_000, 0, 0
+    reader = RequestReader(REQUEST_BYTES_MAX)
+    began_s = process_time()
+    while at < len(read):
+        requests, at = reader.feed_before_auth(read, at)
+        found += len(requests)
+    assert found == 50_000
+    assert process_time() - began_s < 2
 
 
 @pytest.mark.long

@@ -22,7 +22,7 @@ from keyvalue_transport.redis.answers import error
 from keyvalue_transport.redis.durations import CommandDurations
 from keyvalue_transport.redis.errors import ListenError
 from keyvalue_transport.redis.limits import Address, ListenerLimits
-from keyvalue_transport.redis.requests import RequestReader
+from keyvalue_transport.redis.requests import Request, RequestReader
 from keyvalue_transport.redis.runs import RUN_BYTES_MIN, RUN_REQUESTS_MIN, RequestRun, execute, run_of, split_run
 from keyvalue_transport.redis.session import Commands, RedisSession
 from keyvalue_transport.redis.short_calls import SHORT_CALL_BYTES_MAX, answer_short
@@ -127,9 +127,11 @@ class ClientConnection(asyncio.Protocol):
     def _execute(self, read: bytes) -> None:
         """Do the work of `data_received` for any read."""
         session, reader = self._session, self._reader
-        reader.is_trusted = session.account is not None
-        requests = reader.feed(read)
         self._counts.received_bytes += len(read)
+        before: list[Request] = []
+        if session.account is None:
+            before, read = self._execute_before_auth(read)
+        requests = reader.feed(read) if read else []
         held_bytes = reader.scanner.held_bytes
         done = 0
         if len(requests) >= RUN_REQUESTS_MIN and session.may_run and (run := run_of(requests)) is not None:
@@ -140,8 +142,10 @@ class ClientConnection(asyncio.Protocol):
             session.settle()
         if session.out:
             self._write()
-        if self._durations is not None and requests:
-            if done == len(requests):
+        if self._durations is not None and (requests or before):
+            if before:
+                self._durations.observe(before + requests, perf_counter() - self.last_s)
+            elif done == len(requests):
                 self._durations.observe_alike(requests[0][0], done, perf_counter() - self.last_s)
             else:
                 self._durations.observe(requests, perf_counter() - self.last_s)
@@ -151,6 +155,19 @@ class ClientConnection(asyncio.Protocol):
             held_bytes += sum(sum(map(len, request)) + ARGUMENT_BYTES * (len(request) + 1) for request in session.queue)
         if self._held_bytes or held_bytes:
             self._hold(held_bytes)
+
+    def _execute_before_auth(self, read: bytes) -> tuple[list[Request], bytes]:
+        """Execute requests until the client has given a password. Return them, and the rest of the read."""
+        session, reader = self._session, self._reader
+        done: list[Request] = []
+        at, size = 0, len(read)
+        while at < size and session.account is None:
+            requests, at = reader.feed_before_auth(read, at)
+            session.receive(requests)
+            done += requests
+            if reader.error is not None or session.ends:
+                return done, b""
+        return done, read[at:]
 
     def pause_writing(self) -> None:
         """Stop, because the client does not read."""

@@ -11,7 +11,7 @@ client says before the elements arrive, and it accepts nested arrays and numbers
                                                            └─ the rest ──> scanner
 
 So the scanner alone decides which requests are refused, and hiredis never waits for more bytes. `short_calls.py` takes
-most reads of one short GET or SET before they come here.
+most reads of one short GET or SET before they come here. Before a password was given, the scanner reads everything.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ ARGUMENTS_MAX = 1024 * 1024
 #: The limits before a password was given, as in Redis.
 ARGUMENTS_BEFORE_AUTH_MAX = 10
 BULK_BEFORE_AUTH_MAX = 16 * 1024
+#: The commands after which these limits may end, and the size of the parts in which a read is searched for them.
+LOGINS = frozenset({b"AUTH", b"HELLO"})
+LOGIN_PART_BYTES = 4096
 #: The limit for a line: an inline request, or a number.
 LINE_BYTES_MAX = 64 * 1024
 #: A number that is too long for a length.
@@ -67,15 +70,13 @@ class RequestReader:
     """Reads the requests of one connection.
 
     :param request_bytes_max: limit for the bytes of one request
-    :ivar is_trusted: False until the client has given a password; then the limits are lower
     :ivar scanner: reads requests that are cut
     :ivar error: why no more requests can be read, or None
     """
 
-    __slots__ = ("_hiredis", "error", "is_trusted", "scanner")
+    __slots__ = ("_hiredis", "error", "scanner")
 
-    def __init__(self, request_bytes_max: int, is_trusted: bool = True) -> None:
-        self.is_trusted = is_trusted
+    def __init__(self, request_bytes_max: int) -> None:
         self.error: ProtocolError | None = None
         self._hiredis: Reader | None = None
         self.scanner = Scanner(request_bytes_max)
@@ -127,9 +128,18 @@ class RequestReader:
             requests += self._scan(read[sum(map(_size, requests)) :])[0]
         return requests
 
-    def _scan(self, read: bytes, only_first: bool = False) -> tuple[list[Request], bytes]:
+    def feed_before_auth(self, read: bytes, at: int) -> tuple[list[Request], int]:
+        """Return requests of a client that gave no password, and the offset after them. The limits are lower.
+
+        An AUTH or HELLO is the last request, because it may change the limits.
+        """
+        part = read[at : at + LOGIN_PART_BYTES]
+        requests, rest = self._scan(part, is_trusted=False)
+        return requests, at + len(part) - len(rest)
+
+    def _scan(self, read: bytes, only_first: bool = False, is_trusted: bool = True) -> tuple[list[Request], bytes]:
         scanner = self.scanner
-        scanner.is_trusted = self.is_trusted
+        scanner.is_trusted = is_trusted
         try:
             return scanner.feed(read, only_first)
         except ProtocolError as error:
@@ -183,6 +193,8 @@ class Scanner:
     def feed(self, read: bytes, only_first: bool = False) -> tuple[list[Request], bytes]:
         """Return the complete requests, or only the first of them, and the bytes after it.
 
+        If the client is not trusted, an AUTH or HELLO is the last request.
+
         :raises ProtocolError: the bytes are no request; `done` has the requests before it
         """
         self._pieces.append(read)
@@ -194,7 +206,8 @@ class Scanner:
         buffer = b"".join(self._pieces)
         self._needed_bytes = 0
         at, end = 0, len(buffer)
-        while at < end and not (only_first and self.done):
+        stops = False
+        while at < end and not stops:
             begun = at
             at = self._argument(buffer, at) if self._missing else self._begin(buffer, at)
             if at == begun:
@@ -203,8 +216,9 @@ class Scanner:
                 self._read_bytes += at - begun
             else:
                 self._read_bytes = 0
+                stops = bool(self.done) and (only_first or (not self.is_trusted and _is_login(self.done[-1])))
         rest = buffer[at:]
-        if only_first and self.done:
+        if stops:
             self._pieces, self._unread_bytes, self.held_bytes = [], 0, 0
             return self.done, rest
         self._pieces, self._unread_bytes = [rest], len(rest)
@@ -271,6 +285,10 @@ class Scanner:
         if len(text) > DIGITS_MAX or not NUMBER.fullmatch(text):
             raise ProtocolError(malformed)
         return int(text), stop + 2
+
+
+def _is_login(request: Request) -> bool:
+    return bool(request) and request[0].upper() in LOGINS
 
 
 def split_line(line: bytes) -> Request:
