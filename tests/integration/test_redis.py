@@ -172,6 +172,7 @@ def test_users_have_the_options_of_links(provider: RedisProvider, wire: Wire) ->
 def test_a_password(nats: NatsServer, tmp_path: Path) -> None:
     with redis_provider(tmp_path, nats, "locked", redis_password="secret") as locked, Wire(locked.socket) as wire:
         assert "NOAUTH" in str(wire.call(b"GET", b"k"))
+        assert "NOAUTH" in str(wire.call(b"SELECT", b"1"))
         assert wire.calls([[b"CLIENT", b"SETINFO", b"LIB-NAME", b"x"]]) == [b"OK"]
         assert "NOAUTH" in str(wire.call(b"CLIENT", b"LIST"))
         assert "NOAUTH" in str(wire.call(b"HELLO", b"3"))

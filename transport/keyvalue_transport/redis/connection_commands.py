@@ -44,6 +44,7 @@ def echo(session: RedisSession, request: Request) -> Answer:
 
 def select(session: RedisSession, request: Request) -> Answer:
     """Use another database."""
+    session.check_password()
     database = parse_integer(request[1])
     if not I32_MIN <= database <= I32_MAX:
         raise CommandError(f"ERR value is out of range, value must between {I32_MIN} and {I32_MAX}")
