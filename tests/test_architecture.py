@@ -61,8 +61,9 @@ ROOMS = {
     f"{T}.wrpc": room(without_io=True),
     f"{T}.keyvalue": room(f"{T}.wrpc", without_io=True),
     f"{T}.redis": room(f"{T}.wrpc.handler {T}.keyvalue", "hiredis", without_io=True),
-    # The listener and the server for TLS are the only modules of the room that have sockets.
-    f"{T}.redis.listener": room(f"{T}.redis {T}.redis.tls_server"),
+    # The only modules of the room that have sockets.
+    f"{T}.redis.listener": room(f"{T}.redis {T}.redis.sockets {T}.redis.tls_server"),
+    f"{T}.redis.sockets": room(),
     f"{T}.redis.tls_server": room(),
     f"{T}.nats": room(f"{T}.wrpc {T}.nats"),
     # The functions of the clients are the only module of the room that knows the interface.

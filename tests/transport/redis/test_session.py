@@ -6,6 +6,7 @@ import asyncio
 import gc
 from collections.abc import Callable
 from itertools import cycle
+from time import perf_counter
 from typing import Any
 from unittest.mock import patch
 
@@ -236,3 +237,17 @@ async def test_a_client_that_ends_its_requests_gets_all_answers(later: Later | N
     written, _ = await side.finish()
     assert written == b"+PONG\r\n+OK\r\n*1\r\n$1\r\na\r\n$1\r\na\r\n$1\r\n1\r\n:0\r\n"
     assert side.transport.is_closed
+
+
+async def test_a_client_that_reads_is_not_idle_and_one_that_does_not_is_closed() -> None:
+    side = Side(late([9]))
+    side.transport = side.connection._transport = transport = SlowTransport()
+    await side.receive(encode_request([b"GET", b"a"]))
+    side.connection.end_if_idle(perf_counter())  # the store has not answered yet
+    await side.finish()
+    closed = [transport.is_closed]
+    for transport.waiting_bytes in (900, 800, 700, 700):
+        side.connection.end_if_idle(perf_counter())
+        closed.append(transport.is_closed)
+    assert closed == [False, False, False, False, True]
+    assert side.redis.listener.counts.slow == 1

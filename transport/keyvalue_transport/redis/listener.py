@@ -10,11 +10,7 @@ write buffer, and what the socket holds.
 from __future__ import annotations
 
 import asyncio
-import errno
-import os
-import socket
 import ssl
-import stat
 from time import perf_counter
 from typing import Any
 
@@ -26,6 +22,7 @@ from keyvalue_transport.redis.requests import Request, RequestReader
 from keyvalue_transport.redis.runs import RUN_BYTES_MIN, RUN_REQUESTS_MIN, RequestRun, execute, run_of, split_run
 from keyvalue_transport.redis.session import Commands, RedisSession
 from keyvalue_transport.redis.short_calls import SHORT_CALL_BYTES_MAX, answer_short
+from keyvalue_transport.redis.sockets import bind_path, keep_alive, unlink
 from keyvalue_transport.redis.surroundings import Client, Surroundings
 from keyvalue_transport.redis.tls_server import TlsServer
 
@@ -75,6 +72,7 @@ class ClientConnection(asyncio.Protocol):
         self._transport: Any = None
         self._held_bytes = 0  # counted in the listener's
         self._unsent_bytes = 0  # counted in the listener's
+        self._buffered_bytes = 0  # at the last look for idle connections
         self._is_paused = self._is_full = self._is_due = self._is_ended = False
         self._began_s = self.last_s = perf_counter()
 
@@ -88,6 +86,7 @@ class ClientConnection(asyncio.Protocol):
         """Begin, unless there are too many connections."""
         self._transport = transport
         self._transport.set_write_buffer_limits(HIGH_WATER_BYTES)
+        keep_alive(self._transport.get_extra_info("socket"))
         if not self._listener.add(self):
             self._transport.write(TOO_MANY)
             self._transport.close()
@@ -178,6 +177,7 @@ class ClientConnection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """Go on."""
         self._is_full = False
+        self.last_s = perf_counter()
         self._count_unsent(0)
         self._go_on()
 
@@ -230,6 +230,19 @@ class ClientConnection(asyncio.Protocol):
             self._write()
         self._transport.close()
 
+    def end_if_idle(self, before_s: float) -> None:
+        """Close the connection if nothing has arrived or was sent since a time, and no answer is missing."""
+        buffered_bytes = self._transport.get_write_buffer_size()
+        if buffered_bytes != self._buffered_bytes:  # the client reads a large answer
+            self._buffered_bytes, self.last_s = buffered_bytes, perf_counter()
+        if self.last_s >= before_s:
+            return
+        if buffered_bytes:
+            self._counts.slow += 1
+            self.kill()
+        elif not self.unanswered:
+            self.finish()
+
     @property
     def unanswered(self) -> int:
         """The number of requests that have no answer yet."""
@@ -278,6 +291,7 @@ class ClientConnection(asyncio.Protocol):
             self._count_unsent(self._output_bytes())
             return
         if self._session.out:
+            self.last_s = perf_counter()
             self._write()
         self._session.settle()
         self._end_or_wait()
@@ -359,9 +373,9 @@ class RedisListener:
         for address in addresses:
             try:
                 if address.path:
-                    server = await self.loop.create_unix_server(
-                        self._accept, sock=self._bind(address.path, socket_mode), backlog=BACKLOG
-                    )
+                    bound, inode = bind_path(address.path, socket_mode)
+                    self._paths.append((address.path, inode))
+                    server = await self.loop.create_unix_server(self._accept, sock=bound, backlog=BACKLOG)
                 elif context is not None:
                     server = TlsServer(self, context)
                     await server.start(address.host, address.port, BACKLOG)
@@ -374,30 +388,6 @@ class RedisListener:
             self.addresses.append(address._replace(port=port))
         if self.limits.idle_timeout_s:
             self._check_idle()
-
-    def _bind(self, path: str, mode: int) -> socket.socket:
-        """Return a bound Unix socket. Replace the file of a socket on which nobody listens."""
-        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            try:
-                if stat.S_ISSOCK(os.stat(path).st_mode):
-                    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-                        if probe.connect_ex(path) == errno.ECONNREFUSED:
-                            os.unlink(path)
-            except FileNotFoundError:
-                pass
-            before = os.umask(0o777)  # nobody can connect before the mode is set
-            try:
-                listening.bind(path)
-            finally:
-                os.umask(before)
-            self._paths.append((path, os.stat(path).st_ino))
-            os.chmod(path, mode)
-            listening.setblocking(False)
-        except OSError:
-            listening.close()
-            raise
-        return listening
 
     def _accept(self) -> ClientConnection:
         self.counts.accepted += 1
@@ -450,8 +440,7 @@ class RedisListener:
     def _check_idle(self) -> None:
         before_s = perf_counter() - self.limits.idle_timeout_s
         for connection in list(self._connections.values()):
-            if connection.last_s < before_s and not connection.unanswered:
-                connection.finish()
+            connection.end_if_idle(before_s)
         self._idle_check = self.loop.call_later(IDLE_CHECK_S, self._check_idle)
 
     async def stop(self, timeout_s: float) -> None:
@@ -459,7 +448,7 @@ class RedisListener:
         for server in self._servers:
             server.close()
         for path, inode in self._paths:
-            _unlink(path, inode)
+            unlink(path, inode)
         self._paths.clear()
         if self._idle_check is not None:
             self._idle_check.cancel()
@@ -469,15 +458,6 @@ class RedisListener:
         for connection in list(self._connections.values()):
             connection.finish()
         await asyncio.sleep(0)
-
-
-def _unlink(path: str, inode: int) -> None:
-    """Remove the file of a socket, unless another process has replaced it."""
-    try:
-        if os.stat(path).st_ino == inode:
-            os.unlink(path)
-    except FileNotFoundError:
-        pass
 
 
 def _shown(name: Any) -> str:
