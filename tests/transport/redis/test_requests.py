@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keyvalue_provider.host.secret import Secret
-from keyvalue_transport.redis.requests import Request, RequestReader
+from keyvalue_transport.redis.requests import HELD_READ_BYTES, Request, RequestReader
 from tests.integration.redis_server import encode_request
 from tests.transport.redis.side import compare
 
@@ -35,7 +35,7 @@ def read_all(read: bytes, cuts: list[int], request_bytes_max: int = REQUEST_BYTE
             at = cut
         if reader.error is not None:
             break
-    assert reader.error is not None or reader.scanner.held_bytes <= len(read)
+    assert reader.error is not None or reader.scanner.held_bytes <= len(read) + HELD_READ_BYTES * (len(cuts) + 1)
     return found, str(reader.error or "")
 
 
@@ -87,6 +87,19 @@ def test_a_length_takes_no_memory(read: bytes) -> None:
     finally:
         tracemalloc.stop()
     assert peak < 4 * 1024 * 1024
+
+
+def test_held_bytes_are_the_memory_of_a_request_in_tiny_reads() -> None:
+    reader = RequestReader(REQUEST_BYTES_MAX)
+    tracemalloc.start()
+    try:
+        reader.feed(b"*2\r\n$3\r\nSET\r\n$16384\r\n")
+        for number in range(8_000):
+            reader.feed(b"%d" % (10 + number % 90))
+        allocated_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 0.7 * allocated_bytes < reader.scanner.held_bytes < 2 * allocated_bytes
 
 
 @pytest.mark.parametrize("kind", list(b":-+=(#_,!>~|%$*x"))
@@ -177,4 +190,4 @@ def test_a_million_random_inputs() -> None:
         reader.feed(read[:cut])
         if reader.error is None:
             reader.feed(read[cut:])
-        assert reader.scanner.held_bytes <= len(read)
+        assert reader.scanner.held_bytes <= len(read) + 2 * HELD_READ_BYTES

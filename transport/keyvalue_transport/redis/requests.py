@@ -54,6 +54,8 @@ ARGUMENT_BYTES_MIN = 6
 ONLY_BYTES, ONLY_LISTS = frozenset({bytes}), frozenset({list})
 #: The memory that an argument takes besides its bytes and its head: an object, and its place in a list.
 HELD_ARGUMENT_BYTES = 48
+#: The same for the bytes of a read that are kept until an argument is complete.
+HELD_READ_BYTES = 64
 LARGE_BYTES = 4096
 NUMBER = re.compile(rb"0|-?[1-9][0-9]*")
 HEX = re.compile(rb"[0-9a-fA-F]{2}")
@@ -199,7 +201,7 @@ class Scanner:
         """
         self._pieces.append(read)
         self._unread_bytes += len(read)
-        self.held_bytes += len(read)
+        self.held_bytes += len(read) + HELD_READ_BYTES
         self.done = []
         if self._unread_bytes < self._needed_bytes:
             return [], b""
