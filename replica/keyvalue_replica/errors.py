@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from keyvalue_engine import StoreError
+from keyvalue_engine import NoSuchBucketError, StoreError
 
 __all__ = [
     "BucketFullError",
+    "MissingBucketError",
     "NoStreamError",
     "NotAllowedError",
     "NotStoredError",
@@ -26,6 +27,14 @@ class UnknownOutcomeError(StoreError):
 
 class BucketFullError(NotStoredError):
     """The KV bucket has reached a limit of its stream."""
+
+
+class MissingBucketError(NoSuchBucketError):
+    """A KV bucket does not exist, and a call may not create it."""
+
+    def __init__(self, bucket: bytes) -> None:
+        StoreError.__init__(self, f"the KV bucket {bucket.decode(errors='replace')} does not exist")
+        self.bucket = bucket
 
 
 class UnfitNameError(StoreError):

@@ -37,6 +37,8 @@ class OpenBucket:
     :ivar store: opens handles; None until the follower has caught up
     :ivar is_served: True while calls may be answered
     :ivar was_served: True once it was served
+    :ivar is_called: True once a call waited for it, so that it may displace one that is unused
+    :ivar has_room: True if it counts for the limit of open KV buckets
     """
 
     def __init__(self, place: KvPlace, on_change: Callable[[], None]) -> None:
@@ -47,6 +49,7 @@ class OpenBucket:
         self.follower: Follower | None = None
         self.store: ReplicaStore | None = None
         self.is_served = self.was_served = self.is_closing = False
+        self.is_called = self.has_room = False
         self.task: asyncio.Task[None] | None = None
         self._on_change = on_change
 

@@ -7,6 +7,9 @@
       ^                        │                        │             │
       └──────── refused ───────┘                        └── unused ───┴── for too long ──> closing ──> absent
 
+Callers can invent names. So a KV bucket counts for `open_buckets_max`, and may displace an unused one, only once it is
+known to exist, or when it is about to be created.
+
 All copies are in one engine, each as one bucket. Whenever a KV bucket begins or ends to be served, all kept handles are
 dropped (`on_change`), and later calls open them again. They are also dropped every few seconds. So a KV bucket whose
 handle is not opened again is not used any more.
@@ -20,14 +23,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from time import monotonic
 
-from keyvalue_engine import BucketOptions, NoSuchBucketError, Quota, Store, StoreError, StoreOptions
+from keyvalue_engine import BucketOptions, Quota, Store, StoreError, StoreOptions
 from keyvalue_engine.errors import Limit, LimitError
 from keyvalue_replica.answers import Barrier
 from keyvalue_replica.bucket import ReplicaBucket, ReplicaStore
 from keyvalue_replica.clock import ServerClock
 from keyvalue_replica.company import Company
 from keyvalue_replica.core import Core
-from keyvalue_replica.errors import NoStreamError, NotStoredError, StreamError
+from keyvalue_replica.errors import MissingBucketError, NoStreamError, NotStoredError, StreamError
 from keyvalue_replica.follower import Follower
 from keyvalue_replica.open_bucket import KvPlace, OpenBucket
 from keyvalue_replica.options import LinkedOptions, ReplicaOptions
@@ -47,6 +50,9 @@ __all__ = ["OpenBuckets"]
 log = logging.getLogger(__name__)
 
 OPEN_BUCKETS = Limit("the provider would hold {} KV buckets open", "open_buckets_max")
+#: Number of KV buckets that may be looked up, or wait for that, beside those that are open.
+LOOKED_UP_MAX = 1_024
+LOOKED_UP = Limit("{} KV buckets would be open or looked up", f"open_buckets_max and {LOOKED_UP_MAX} more")
 #: Number of KV buckets that are looked up or created at a time. `reading_order.py` decides how many are read.
 OPENING_MAX = 16
 #: Seconds between two looks which KV buckets are used.
@@ -137,7 +143,7 @@ class OpenBuckets:
         """Return the handle of a KV bucket once it is served. Return None if it does not exist, but might be created.
 
         :param creates: True to create it if it does not exist and the options allow that
-        :raises NoSuchBucketError: it does not exist, and may not be created
+        :raises MissingBucketError: it does not exist, and may not be created
         :raises NotStoredError: it is not served in time, or does not fit
         :raises LimitError: too many KV buckets are open
         """
@@ -145,6 +151,7 @@ class OpenBuckets:
         ends_s = monotonic() + self._of_provider.timeout_s
         while True:
             opened = self._open.get(place) or self._begin(place, creates and may_create)
+            opened.is_called = True
             if opened.is_served and opened.store is not None:
                 opened.used_s = monotonic()
                 return opened.store.bucket(place.name, options)
@@ -155,10 +162,12 @@ class OpenBuckets:
                 raise NotStoredError(f"the KV bucket {place.kv_bucket} can't be used: {self._fault(opened)}") from None
             if isinstance(opened.refusal, NoStreamError):
                 if not may_create:
-                    raise NoSuchBucketError(place.name)
+                    raise MissingBucketError(place.name)
                 if not creates:
                     return None
                 continue
+            if isinstance(opened.refusal, LimitError):
+                raise opened.refusal
             if opened.refusal is not None:
                 raise NotStoredError(f"the KV bucket {place.kv_bucket} can't be used: {opened.refusal}")
 
@@ -226,29 +235,34 @@ class OpenBuckets:
 
     @property
     def _held(self) -> int:
-        return sum(not opened.is_closing for opened in self._open.values())
+        """Return the number of KV buckets that count for the limit."""
+        return sum(opened.has_room and not opened.is_closing for opened in self._open.values())
 
     def _begin(self, place: KvPlace, creates: bool) -> OpenBucket:
         """Begin to open a KV bucket.
 
-        :raises LimitError: too many are open, and all are in use
+        :raises LimitError: too many are being looked up
         """
-        if len(self._open) >= self._buckets_max and self._held >= self._buckets_max:
-            self._make_room()
+        if len(self._open) >= (limit := self._buckets_max + LOOKED_UP_MAX):
+            raise LimitError(LOOKED_UP, len(self._open) + 1, limit)
         opened = self._open[place] = OpenBucket(place, lambda: self.on_change())
         opened.task = asyncio.create_task(self._run(opened, creates))
         return opened
 
-    def _make_room(self) -> None:
-        """Close the KV bucket that was not used for the longest time.
+    def _take_room(self, opened: OpenBucket) -> None:
+        """Count a KV bucket for the limit. If that is reached, close the one that was not used for the longest time.
 
-        :raises LimitError: all are in use
+        :raises LimitError: all are in use, or the KV bucket may not displace one
         """
-        unused_s = monotonic() - 2 * LOOK_S
-        idle = [each for each in self._open.values() if each.used_s < unused_s and self._may_close(each)]
-        if not idle:
-            raise LimitError(OPEN_BUCKETS, self._held + 1, self._buckets_max)
-        self._close(min(idle, key=lambda each: each.used_s))
+        if not opened.has_room and self._held >= self._buckets_max:
+            unused_s = monotonic() - 2 * LOOK_S
+            displaces = opened.is_called or opened.place in self._watched
+            others = [each for each in self._open.values() if displaces and each.has_room]
+            idle = [each for each in others if each.used_s < unused_s and self._may_close(each)]
+            if not idle:
+                raise LimitError(OPEN_BUCKETS, self._held + 1, self._buckets_max)
+            self._close(min(idle, key=lambda each: each.used_s))
+        opened.has_room = True
 
     def _may_close(self, opened: OpenBucket) -> bool:
         """Return True if a KV bucket may be closed when it is unused."""
@@ -262,14 +276,17 @@ class OpenBuckets:
         follower = Follower(self._connection, options, PlainLayout(place.kv_bucket, place.name, domain), self._company)
         try:
             async with self._opening:
+                if creates:
+                    self._take_room(opened)
                 await follower.open(self.options, options.timeout_s)
             core = follower.core
             core.publications.observe = self.observe
             opened.follower = follower
             opened.store = ReplicaStore(core, self.options, self._again, options.is_atomic)
+            self._take_room(opened)
             follower.start(opened)
             await asyncio.Event().wait()
-        except (StreamError, DisconnectedError) as error:
+        except (StreamError, DisconnectedError, LimitError) as error:
             opened.refusal = error
             if place in self._wanted:
                 self._refused[place] = error, monotonic()
@@ -298,7 +315,8 @@ class OpenBuckets:
             if self._is_stopping:
                 return
             await follower.empty()
-            log.info("replica: closed %s", follower.layout.stream)
+            if opened.has_room:
+                log.info("replica: closed %s", follower.layout.stream)
         self.store.set_secret(opened.place.name, None)
 
     def _close(self, opened: OpenBucket) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 from typing import Any, cast
 
 import pytest
 
-from keyvalue_engine import StoreOptions
+from keyvalue_engine import LimitError, StoreOptions
+from keyvalue_replica import open_buckets
 from keyvalue_replica.errors import NotStoredError
 from keyvalue_replica.open_buckets import OpenBuckets
 from keyvalue_replica.options import LinkedOptions, ReplicaOptions
@@ -18,7 +20,20 @@ from tests.replica.test_follower import CONFIG, Wire
 
 
 class PlainWire(Wire):
-    """A connection to a server with any number of KV buckets of others."""
+    """A connection to a server with any number of KV buckets of others.
+
+    :ivar missing: the streams that do not exist
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.missing = set[str]()
+
+    async def request(self, subject: str, payload: bytes, timeout_s: float) -> bytes:
+        await asyncio.sleep(0)
+        if subject.removeprefix("$JS.API.STREAM.INFO.") in self.missing:
+            return json.dumps({"error": {"code": 404, "err_code": 10059, "description": "stream not found"}}).encode()
+        return await super().request(subject, payload, timeout_s)
 
     def config_of(self, stream: str) -> dict[str, Any]:
         return CONFIG | {"name": stream, "subjects": [f"$KV.{stream.removeprefix('KV_')}.>"], "metadata": {}}
@@ -57,4 +72,43 @@ async def test_a_call_waits_for_its_turn_or_says_how_many_are_read_before() -> N
         await until(functools.partial(wire.reads, name), f"it is the turn of {name}")
         wire.finish(name)
         assert await get(name) == b"v"
+    await plain.stop()
+
+
+@pytest.mark.timeout(30)
+async def test_only_a_kv_bucket_that_exists_displaces_an_unused_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Callers can invent names. Each of them is looked up, but none takes room."""
+    monkeypatch.setattr(open_buckets, "LOOK_S", -1.0)  # all are unused
+    monkeypatch.setattr(open_buckets, "LOOKED_UP_MAX", 20)
+    wire = PlainWire()
+    wire.missing = {f"KV_invented{number}" for number in range(40)}
+    plain = OpenBuckets(cast(Any, wire), ReplicaOptions("", timeout_s=5.0), StoreOptions(), Again, 2, 600.0)
+
+    def get(name: str, creates: bool = False) -> Any:
+        options = LinkedOptions(is_plain=True, reads_latest=False, creates=creates)
+        return plain.bucket(name.encode(), options).get(b"k")
+
+    async def open_one(name: str) -> None:
+        call = asyncio.ensure_future(get(name))
+        await until(functools.partial(wire.reads, name), f"{name} is read")
+        wire.finish(name)
+        assert await call == b"v"
+
+    await open_one("old")
+    await open_one("new")
+    refusals = await asyncio.gather(*(get(f"invented{number}") for number in range(40)), return_exceptions=True)
+    assert [str(refusal) for refusal in refusals] == [
+        f"the KV bucket invented{number} does not exist"
+        if number < 20
+        else "23 KV buckets would be open or looked up; the limit is 22 (open_buckets_max and 1024 more)"
+        for number in range(40)
+    ]
+    assert await get("invented1", creates=True) is None
+    assert get("old") == get("new") == b"v", "they are still served, so there is nothing to wait for"
+    await open_one("third")
+    assert (plain.open_count, get("new")) == (2, b"v")
+    monkeypatch.setattr(open_buckets, "LOOK_S", 5.0)
+    with pytest.raises(LimitError, match="would hold 3 KV buckets open"):
+        await get("old")
+    assert plain.open_count == 2
     await plain.stop()
