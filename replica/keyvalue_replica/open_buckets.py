@@ -224,7 +224,7 @@ class OpenBuckets:
 
     def _try(self, place: KvPlace, creates: bool) -> None:
         """Open a KV bucket of a link if there is room. One that is watched takes the room of an unused one."""
-        if place in self._open:
+        if place in self._open or self._is_stopping:
             return
         try:
             if self._held >= self._buckets_max and place not in self._watched:
@@ -242,7 +242,10 @@ class OpenBuckets:
         """Begin to open a KV bucket.
 
         :raises LimitError: too many are being looked up
+        :raises NotStoredError: the instance stops
         """
+        if self._is_stopping:
+            raise NotStoredError("the provider stops: nothing was sent")
         if len(self._open) >= (limit := self._buckets_max + LOOKED_UP_MAX):
             raise LimitError(LOOKED_UP, len(self._open) + 1, limit)
         opened = self._open[place] = OpenBucket(place, lambda: self.on_change())
@@ -384,7 +387,7 @@ class OpenBuckets:
                 opened.follower.give_up_after(timeout_s)
 
     async def stop(self) -> None:
-        """Stop following."""
+        """Stop following. Calls that wait get an error."""
         self._is_stopping = True
         tasks = [self._task, *(opened.task for opened in self._open.values())]
         running = [task for task in tasks if task is not None]

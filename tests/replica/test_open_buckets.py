@@ -112,3 +112,16 @@ async def test_only_a_kv_bucket_that_exists_displaces_an_unused_one(monkeypatch:
         await get("old")
     assert plain.open_count == 2
     await plain.stop()
+
+
+@pytest.mark.timeout(30)
+async def test_a_stop_ends_the_calls_that_wait() -> None:
+    wire, options = PlainWire(), LinkedOptions(is_plain=True, creates=True)
+    plain = OpenBuckets(cast(Any, wire), ReplicaOptions("", timeout_s=20.0), StoreOptions(), Again, 256, 600.0)
+    calls = [asyncio.ensure_future(plain.bucket(name, options).set(b"k", b"v")) for name in (b"read", b"looked_up")]
+    await until(functools.partial(wire.reads, "read"), "one of them is read")
+    calls.append(asyncio.ensure_future(plain.bucket(b"later", options).set(b"k", b"v")))
+    await plain.stop()
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert [str(answer) for answer in answers] == ["the provider stops: nothing was sent"] * 3
+    assert plain.open_count == 0
