@@ -81,6 +81,7 @@ ROOMS = {
     f"{R}.change_feed": room(f"{E} {R} {T}.nats.connection {T}.wrpc.errors"),
     f"{R}.pulse": room(f"{R} {T}.wrpc.errors"),
     f"{R}.wires": room(f"{R} {T}.nats.connection"),
+    f"{R}.catching_up": room(R),
     f"{R}.company": room(f"{E} {R}", without_io=True),
     f"{R}.open_bucket": room(f"{E} {R}"),
     f"{R}.open_buckets": room(f"{E} {R} {T}.nats.connection {T}.wrpc.errors"),

@@ -94,6 +94,7 @@ REASONS = {
         answers.py        test_core.py                             reads of the model share barriers
         applier.py        test_core.py                             the core applies each message
         bucket.py         test_core.py                             the calls of the model are made through its handles
+        catching_up.py    test_open_buckets.py                     its model refuses the barrier that would end it
         change_feed.py    tests/integration/test_replicated_watch.py  it needs a real server
         company.py        tests/integration/test_shared_buckets.py  what followers of real streams share
         errors.py         test_core.py                             each is the answer to a call

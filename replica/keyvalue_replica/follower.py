@@ -19,6 +19,7 @@ from dataclasses import replace
 from time import monotonic
 
 from keyvalue_engine import Store, StoreOptions
+from keyvalue_replica.catching_up import CATCHING_UP, wait_delivered, wait_whole
 from keyvalue_replica.clock import ServerClock
 from keyvalue_replica.company import Company, Serving
 from keyvalue_replica.core import Core
@@ -55,9 +56,6 @@ RETRY_S = 1.0
 OPEN_RETRY_S = 0.25
 #: Seconds before the end of a stop at which the calls that wait get an error.
 GIVE_UP_S = 0.03
-#: Seconds between two log lines while an instance catches up.
-PROGRESS_S = 5.0
-CATCHING_UP = "catching up"
 #: Number of keys that are removed from the engine between two calls.
 EMPTIED_KEYS = 2_000
 
@@ -316,6 +314,7 @@ class Follower:
         async with nullcontext() if company is None else company.reading.turn(self, self._stream_bytes):
             await self._begin_following()
         core = self.core
+        await wait_whole(core, self._tell)  # others may read meanwhile, because a barrier may be refused for ever
         self.served_from = core.position.applied
         self.fault = None
         log.info(
@@ -326,7 +325,7 @@ class Follower:
         await self._watch()
 
     async def _begin_following(self) -> None:
-        """Follow the stream from the position, or read all of it. Return when nothing is missing.
+        """Follow the stream from the position, or read all of it. Return when everything is delivered.
 
         :raises _Broken: the stream must be followed again
         """
@@ -353,7 +352,7 @@ class Follower:
             self.created, self.layout.max_age_ns = state.created, state.max_age_ns
             self._must_read_again = False
         await self._consume()
-        await self._catch_up()
+        await wait_delivered(self.core, self._tell)
         self._seen_ns = state.now_ns
 
     def _away_s(self, state: StreamState) -> float:
@@ -389,15 +388,9 @@ class Follower:
         if not pending:
             core.mend()
 
-    async def _catch_up(self) -> None:
-        position, told_s = self.core.position, monotonic()
-        while not position.is_whole:
-            self.fault = f"{CATCHING_UP}, {max(position.pending, 1)} left"
-            if monotonic() - told_s > PROGRESS_S:
-                told_s = monotonic()
-                log.info("replica: %s", self.fault)
-            self._check_unbroken()
-            await asyncio.sleep(0.01)
+    def _tell(self, fault: str) -> None:
+        self.fault = fault
+        self._check_unbroken()
 
     async def _listen(self) -> None:
         """Follow again if the consumer is lost."""

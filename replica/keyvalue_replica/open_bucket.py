@@ -84,5 +84,5 @@ class OpenBucket:
 
     @property
     def is_idle(self) -> bool:
-        """Return True if no change is in flight."""
-        return self.follower is None or not len(self.follower.core.publications)
+        """Return True if no change is in flight. Before it was served, only barriers are."""
+        return self.follower is None or not self.was_served or not len(self.follower.core.publications)

@@ -151,9 +151,8 @@ class OpenBuckets:
         ends_s = monotonic() + self._of_provider.timeout_s
         while True:
             opened = self._open.get(place) or self._begin(place, creates and may_create)
-            opened.is_called = True
+            opened.is_called, opened.used_s = True, monotonic()
             if opened.is_served and opened.store is not None:
-                opened.used_s = monotonic()
                 return opened.store.bucket(place.name, options)
             try:
                 async with asyncio.timeout(ends_s - monotonic()):

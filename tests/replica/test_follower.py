@@ -36,6 +36,7 @@ class Wire:
 
     :ivar on_the_way: called while a subscription ends
     :ivar on_request: called with each request
+    :ivar stream_bytes: the size of each stream
     :ivar late: number of consumers that are created without an answer in time
     :ivar last_sequence: that of the stream's last message
     :ivar time: the server's
@@ -48,7 +49,7 @@ class Wire:
     def __init__(self) -> None:
         self.on_the_way: Callable[[], None] = lambda: None
         self.on_request: Callable[[], None] = lambda: None
-        self.late = self.last_sequence = 0
+        self.late = self.last_sequence = self.stream_bytes = 0
         self.time = "2026-01-01T00:00:01Z"
         self.consumers: list[dict[str, Any]] = []
         self.on_lost: list[Callable[[], None]] = []
@@ -80,6 +81,7 @@ class Wire:
     async def request(self, subject: str, payload: bytes, timeout_s: float) -> bytes:
         self.on_request()
         state = {"first_seq": 1, "last_seq": self.last_sequence, "messages": 0, "num_subjects": 1}
+        state["bytes"] = self.stream_bytes
         answer: dict[str, Any] = {
             "created": "2026-01-01T00:00:00Z",
             "ts": self.time,

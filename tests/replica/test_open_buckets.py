@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import re
 from typing import Any, cast
 
 import pytest
 
 from keyvalue_engine import LimitError, StoreOptions
-from keyvalue_replica import open_buckets
+from keyvalue_replica import catching_up, open_buckets
 from keyvalue_replica.errors import NotStoredError
 from keyvalue_replica.open_buckets import OpenBuckets
 from keyvalue_replica.options import LinkedOptions, ReplicaOptions
+from keyvalue_replica.reading_order import LARGE_BYTES
 from keyvalue_transport.wrpc.handler import Again
 from tests.conftest import until
 from tests.replica.test_follower import CONFIG, Wire
@@ -23,11 +25,12 @@ class PlainWire(Wire):
     """A connection to a server with any number of KV buckets of others.
 
     :ivar missing: the streams that do not exist
+    :ivar full: the KV buckets with three replicas, which refuse all messages
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.missing = set[str]()
+        self.missing, self.full = set[str](), set[str]()
 
     async def request(self, subject: str, payload: bytes, timeout_s: float) -> bytes:
         await asyncio.sleep(0)
@@ -36,7 +39,17 @@ class PlainWire(Wire):
         return await super().request(subject, payload, timeout_s)
 
     def config_of(self, stream: str) -> dict[str, Any]:
-        return CONFIG | {"name": stream, "subjects": [f"$KV.{stream.removeprefix('KV_')}.>"], "metadata": {}}
+        bucket = stream.removeprefix("KV_")
+        replicas = 3 if bucket in self.full else 1
+        return CONFIG | {"name": stream, "subjects": [f"$KV.{bucket}.>"], "metadata": {}, "num_replicas": replicas}
+
+    def write_now(self, frames: bytes) -> bool:
+        error = {"error": {"code": 400, "err_code": 10077, "description": "maximum bytes exceeded"}}
+        for bucket, reply in re.findall(rb"^HPUB \$KV\.(\w+)\.\S+ (\S+) ", frames, re.MULTILINE):
+            assert bucket.decode() in self.full
+            handle = self._handles[reply.decode().rsplit(".", 2)[0] + ".*.*"]
+            asyncio.get_running_loop().call_soon(handle, reply, b"", b"", json.dumps(error).encode())
+        return True
 
     async def reads(self, bucket: str) -> bool:
         """Return True if a KV bucket has a consumer."""
@@ -111,6 +124,29 @@ async def test_only_a_kv_bucket_that_exists_displaces_an_unused_one(monkeypatch:
     with pytest.raises(LimitError, match="would hold 3 KV buckets open"):
         await get("old")
     assert plain.open_count == 2
+    await plain.stop()
+
+
+@pytest.mark.timeout(30)
+async def test_a_kv_bucket_that_refuses_barriers_keeps_no_turn_of_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catching_up, "PROBE_S", 0.0)
+    wire, options = PlainWire(), LinkedOptions(is_plain=True, reads_latest=False)
+    wire.stream_bytes, wire.full = LARGE_BYTES, {"full"}
+    plain = OpenBuckets(cast(Any, wire), ReplicaOptions("", timeout_s=2.0), StoreOptions(), Again, 2, 600.0)
+    calls = []
+    for name in ("full", "other"):
+        calls.append(asyncio.ensure_future(plain.bucket(name.encode(), options).get(b"k")))
+        await until(functools.partial(wire.reads, name), f"it is the turn of {name}")
+        wire.finish(name)
+    assert await calls[1] == b"v"
+    with pytest.raises(NotStoredError, match="but a barrier failed: the KV bucket is full: maximum bytes exceeded"):
+        await calls[0]
+    monkeypatch.setattr(open_buckets, "LOOK_S", -1.0)
+    assert plain.bucket(b"other", options).get(b"k") == b"v"
+    calls.append(asyncio.ensure_future(plain.bucket(b"third", options).get(b"k")))
+    await until(functools.partial(wire.reads, "third"), "it displaces the one that can't be used")
+    wire.finish("third")
+    assert [await calls[2], plain.bucket(b"other", options).get(b"k")] == [b"v", b"v"]
     await plain.stop()
 
 
