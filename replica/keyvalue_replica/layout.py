@@ -56,8 +56,14 @@ MARKER_S = 3600
 #: How long the server keeps a barrier, so that none of ended instances stay. An instance waits for a few seconds.
 BARRIER_S = 60
 NS_PER_MS, NS_PER_S = 10**6, 10**9
-#: A time of `Nats-TTL`: seconds, or a duration as Go writes it.
-DURATION = re.compile(rb"(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,10})s?)?")
+#: No number of more digits is read: text of any length may come from other clients.
+DIGITS_MAX = 18
+#: A part of a duration as Go writes it in `Nats-TTL`, for example that of `1m30.5s`.
+PART = re.compile(rb"(?=[.]?\d)(\d{0,18})(?:[.](\d*))?(ns|us|\xc2\xb5s|\xce\xbcs|ms|s|m|h)")
+DURATION = re.compile(rb"[+]?(?:%b)+" % PART.pattern)
+#: All units but the microsecond, which has three spellings.
+UNITS_NS = {b"h": 3600 * NS_PER_S, b"m": 60 * NS_PER_S, b"s": NS_PER_S, b"ms": NS_PER_MS, b"ns": 1}
+NS_PER_US = 10**3
 NEVER = b"never"
 URL = bytes.maketrans(b"+/", b"-_")
 OF_URL = bytes.maketrans(b"-_", b"+/")
@@ -198,7 +204,7 @@ def lifetime_ns(headers: Mapping[bytes, bytes], max_age_ns: int = 0) -> int | No
     (None, None)
     """
     ttl_ns = _ttl_ns_of(headers)
-    if ttl_ns is None and headers.get(b"nats-ttl") == NEVER:
+    if ttl_ns is None and headers.get(b"nats-ttl", b"").lower() == NEVER:
         return None
     return min(ttl_ns or max_age_ns, max_age_ns) if max_age_ns else ttl_ns
 
@@ -206,13 +212,24 @@ def lifetime_ns(headers: Mapping[bytes, bytes], max_age_ns: int = 0) -> int | No
 def _ttl_ns_of(headers: Mapping[bytes, bytes]) -> int | None:
     """Return the time to live that a message's headers set. Other clients set only Nats-TTL."""
     ttl_ms = headers.get(b"kv-ttl-ms", b"")
-    if ttl_ms.isdigit():
-        return int(ttl_ms) * NS_PER_MS
-    text = headers.get(b"nats-ttl")
-    if text is None or (found := DURATION.fullmatch(text)) is None:
+    if ttl_ms.isdigit() and len(ttl_ms) <= DIGITS_MAX:
+        return min(int(ttl_ms) * NS_PER_MS, TTL_S_MAX * NS_PER_S)
+    text = headers.get(b"nats-ttl", b"")
+    if text.isdigit() and len(text) <= DIGITS_MAX:
+        seconds = int(text)
+    elif DURATION.fullmatch(text):
+        # The server ignores the rest of a second, too.
+        seconds = sum(_part_ns(*part) for part in PART.findall(text)) // NS_PER_S
+    else:
         return None
-    hours, minutes, seconds = (int(number or 0) for number in found.groups())
-    return (hours * 3600 + minutes * 60 + seconds) * NS_PER_S or None
+    return min(seconds, TTL_S_MAX) * NS_PER_S or None
+
+
+def _part_ns(whole: bytes, fraction: bytes, unit: bytes) -> int:
+    """Return a part of a duration in nanoseconds."""
+    unit_ns = UNITS_NS.get(unit, NS_PER_US)
+    digits = fraction[:DIGITS_MAX].ljust(DIGITS_MAX, b"0")
+    return int(whole or 0) * unit_ns + int(digits) * unit_ns // 10**18
 
 
 def headers_of(block: bytes) -> dict[bytes, bytes]:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keyvalue_engine import LimitError
-from keyvalue_replica.layout import Layout, delete_headers, headers_of, lifetime_ns, ttl_headers
+from keyvalue_replica.layout import TTL_S_MAX, Layout, delete_headers, headers_of, lifetime_ns, ttl_headers
 
 names = st.binary(max_size=40)
 
@@ -62,11 +62,41 @@ def test_any_block_is_read(block: bytes) -> None:
         (b"1h", 3600),
         (b"2m3s", 123),
         (b"1h0m0s", 3600),
+        (b"1500ms", 1),
+        (b"1.5s", 1),
+        (b"0.5m500ms1.50s", 32),
+        (b"+.5h", 1800),
+        (b"1.h", 3600),
+        ("1999999µs".encode(), 1),
+        (b"3000000000ns", 3),
+        (b"999ms", None),
+        (b"9" * 18, TTL_S_MAX),
+        (b"9" * 18 + b"h", TTL_S_MAX),
+        (b"9" * 19, None),
+        (b"9" * 5_000 + b"s", None),
+        (b"1." + b"9" * 5_000 + b"s", 1),
+        (b"1ms" * 20_000 + b"x", None),
         (b"never", None),
         (b"", None),
         (b"-1s", None),
+        (b".s", None),
+        (b"s", None),
+        (b"1.5", None),
+        (b"1x", None),
     ],
 )
 def test_the_time_to_live_of_other_clients_is_read(text: bytes, seconds: int | None) -> None:
     assert lifetime_ns({b"nats-ttl": text}) == (None if seconds is None else seconds * 10**9)
     assert lifetime_ns({b"nats-ttl": text, b"kv-ttl-ms": b"1500"}) == 1_500_000_000
+    assert lifetime_ns({b"nats-ttl": text, b"kv-ttl-ms": b"9" * 5_000}) == lifetime_ns({b"nats-ttl": text})
+
+
+def test_every_deadline_fits_into_64_bits() -> None:
+    lifetimes = [lifetime_ns({name: b"9" * 18}) for name in (b"nats-ttl", b"kv-ttl-ms")]
+    assert lifetimes == [TTL_S_MAX * 10**9] * 2
+    assert 2_000_000_000 * 10**9 + TTL_S_MAX * 10**9 < 2**63, "the timestamp is before 2033"
+
+
+@pytest.mark.parametrize("text", [b"never", b"Never", b"NEVER"])
+def test_a_message_may_outlive_the_age_of_its_stream(text: bytes) -> None:
+    assert lifetime_ns({b"nats-ttl": text}, 7 * 10**9) is None
