@@ -475,7 +475,8 @@ class Follower:
         return len(store) if own is None else len(store.bucket(own))
 
     def _note_allowed(self, state: StreamState) -> None:
-        """Note what a stream of others allows now."""
+        """Note what the stream allows now. An administrator may change it."""
+        self._message_bytes_max = state.message_bytes_max
         if isinstance(self.layout, PlainLayout):
             self.layout.allow(state.allows_ttl, state.allows_batches)
 

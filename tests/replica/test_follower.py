@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 
 from keyvalue_engine import StoreOptions
+from keyvalue_replica import follower as following
 from keyvalue_replica.follower import Follower
 from keyvalue_replica.layout import Layout
 from keyvalue_replica.options import ReplicaOptions
@@ -37,6 +38,7 @@ class Wire:
     :ivar on_the_way: called while a subscription ends
     :ivar on_request: called with each request
     :ivar stream_bytes: the size of each stream
+    :ivar message_bytes_max: the limit of the stream for a message, or -1
     :ivar late: number of consumers that are created without an answer in time
     :ivar last_sequence: that of the stream's last message
     :ivar time: the server's
@@ -51,6 +53,7 @@ class Wire:
         self.on_request: Callable[[], None] = lambda: None
         self.late = self.last_sequence = self.stream_bytes = 0
         self.time = "2026-01-01T00:00:01Z"
+        self.message_bytes_max = -1
         self.consumers: list[dict[str, Any]] = []
         self.on_lost: list[Callable[[], None]] = []
         self.created = asyncio.Event()
@@ -99,7 +102,7 @@ class Wire:
 
     def config_of(self, stream: str) -> dict[str, Any]:
         """Return the configuration of a stream."""
-        return CONFIG
+        return CONFIG | {"max_msg_size": self.message_bytes_max}
 
     def deliver(self, key: bytes, sequence: int, consumer_sequence: int) -> None:
         """Deliver a message of the last consumer, after which nothing is pending."""
@@ -204,4 +207,24 @@ async def test_a_server_that_takes_long_is_asked_for_the_same_consumer() -> None
     wire.deliver(b"first", 1, 1)
     await serving.joined.wait()
     assert {consumer["name"] for consumer in wire.consumers} == {wire.consumers[0]["name"]}
+    await follower.stop()
+
+
+@pytest.mark.timeout(30)
+async def test_the_limit_of_the_stream_for_a_message_may_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(following, "LOOK_S", 0.01)
+    wire, serving = Wire(), Serving()
+    wire.message_bytes_max = 2_000
+    follower = Follower(cast(Any, wire), ReplicaOptions("kv"))
+    await follower.open(StoreOptions(), 1)
+    assert follower.max_payload() == 2_000
+    wire.message_bytes_max = 1_000  # before it follows the stream
+    follower.start(serving)
+    await wire.created.wait()
+    assert follower.max_payload() == 1_000
+    wire.deliver(b"first", 1, 1)
+    await serving.joined.wait()
+    wire.message_bytes_max = -1
+    while follower.max_payload() < wire.max_payload:  # noqa: ASYNC110 - a look sets no event
+        await asyncio.sleep(0)
     await follower.stop()
