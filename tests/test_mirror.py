@@ -107,7 +107,7 @@ REASONS = {
         position.py       test_core.py                             the rule that the model checks
         promise.py        test_core.py                             each answer is one
         publications.py   test_core.py                             the model loses their acknowledgements
-        rehearsal.py      tests/integration/test_shared_buckets.py  that nothing is created needs a real server
+        rehearsal.py      test_open_buckets.py                     a refused write creates no KV bucket
         reservations.py   test_increments.py                       limits count what is in flight
         sequences.py      test_increments.py                       increments need them
         stream.py         tests/integration/test_replicated.py     it needs a real server

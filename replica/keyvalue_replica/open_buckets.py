@@ -35,6 +35,7 @@ from keyvalue_replica.follower import Follower
 from keyvalue_replica.open_bucket import KvPlace, OpenBucket
 from keyvalue_replica.options import LinkedOptions, ReplicaOptions
 from keyvalue_replica.plain_layout import PlainLayout, check_bucket_name
+from keyvalue_replica.promise import Promise
 from keyvalue_replica.publications import CountSum
 from keyvalue_replica.reading_order import ReadingOrder
 from keyvalue_replica.rehearsal import Nowhere, rehearse
@@ -170,8 +171,10 @@ class OpenBuckets:
             if opened.refusal is not None:
                 raise NotStoredError(f"the KV bucket {place.kv_bucket} can't be used: {opened.refusal}")
 
-    def rehearse(self, place: KvPlace, options: BucketOptions, write: Callable[[ReplicaBucket], object]) -> None:
-        """Check a write to a KV bucket that does not exist.
+    def rehearse(
+        self, place: KvPlace, options: BucketOptions, write: Callable[[ReplicaBucket], object]
+    ) -> Promise | None:
+        """Check a write to a KV bucket that does not exist. Return the answer if the write changes nothing.
 
         :raises StoreError: it is refused
         """
@@ -182,7 +185,7 @@ class OpenBuckets:
             *("", "", self._of_provider.timeout_s, self._company.clock, self.reservations),
         )
         store = ReplicaStore(core, self.options, self._again, self._of_provider.is_atomic)
-        rehearse(store, place.name, options, write)
+        return rehearse(store, place.name, options, write)
 
     def _fault(self, opened: OpenBucket) -> str:
         """Return why a KV bucket is not served."""

@@ -1,6 +1,7 @@
 """The rehearsal of a write that would create its KV bucket: whether a limit refuses it. Nothing is sent.
 
-A refused write must leave everything unchanged, so it must not create a KV bucket.
+A write that is refused, or that changes nothing, must not create a KV bucket. Some writes first wait for a barrier, so
+the rehearsal delivers the barriers. It confirms no change, so an answer that comes needs no KV bucket.
 """
 
 from __future__ import annotations
@@ -13,6 +14,11 @@ from keyvalue_replica.bucket import ReplicaBucket, ReplicaStore
 from keyvalue_replica.promise import Promise
 
 __all__ = ["Nowhere", "rehearse"]
+
+#: A write waits for one barrier before it looks at its keys, and for another one if it changes nothing.
+BARRIERS = 2
+#: No barrier of a rehearsal has a higher number.
+LAST_TOKEN = 2**62
 
 
 class Nowhere:
@@ -48,17 +54,29 @@ class Nowhere:
     follow_again = stop_serving = read_again
 
 
-def rehearse(store: ReplicaStore, name: bytes, options: BucketOptions, write: Callable[[ReplicaBucket], Any]) -> None:
-    """Make a write to a bucket without keys, and give it up.
+def rehearse(
+    store: ReplicaStore, name: bytes, options: BucketOptions, write: Callable[[ReplicaBucket], Any]
+) -> Promise | None:
+    """Make a write to a bucket without keys, and give it up. Return the answer if the write changes nothing.
 
     :param store: a store of its own, whose core has `Nowhere` as its surroundings
     :raises StoreError: it is refused
     """
     core = store.core
+    core.position.is_whole = True
     try:
         answer = write(store.bucket(name, options))
+        if not isinstance(answer, Promise):
+            value, answer = answer, Promise()
+            answer.set_result(value)
+        for sequence in range(1, BARRIERS + 1):
+            core.flush()
+            # It has a successor, so that nobody takes its time for that of a server.
+            core.deliver_barrier(core.layout.barrier(""), LAST_TOKEN, (sequence, sequence, 0, 1))
         core.flush()
-        if isinstance(answer, Promise) and answer.done():
-            answer.result()
+        if not answer.done():
+            return None
+        answer.result()
+        return answer
     finally:
         core.give_up()

@@ -8,6 +8,7 @@ from typing import Any, NoReturn, Protocol
 from keyvalue_engine import BucketOptions, NoSuchBucketError, Page, Revise, Revision, StoreError
 from keyvalue_engine.entry import Entry
 from keyvalue_replica.bucket import ReplicaBucket
+from keyvalue_replica.promise import Promise
 
 __all__ = ["Opener", "RefusingBucket", "WaitingBucket"]
 
@@ -18,14 +19,14 @@ class Opener(Protocol):
     async def opened(self, place: Any, options: BucketOptions, creates: bool, /) -> ReplicaBucket | None:
         """Return the handle of a KV bucket once it is served, or None if it does not exist but might be created."""
 
-    def rehearse(self, place: Any, options: BucketOptions, write: Callable[[ReplicaBucket], Any], /) -> None:
-        """Raise the error that refuses a write to a KV bucket that does not exist."""
+    def rehearse(self, place: Any, options: BucketOptions, write: Callable[[ReplicaBucket], Any], /) -> Promise | None:
+        """Return the answer to a write that changes nothing in a missing KV bucket, or raise the error that refuses it."""
 
 
 class WaitingBucket:
     """A handle whose calls wait until the KV bucket is served. It has the methods of `ReplicaBucket`.
 
-    A read of a KV bucket that does not exist yet finds nothing. A write creates it.
+    A read of a KV bucket that does not exist yet finds nothing. A write creates it, unless it changes nothing.
     """
 
     def __init__(self, opener: Opener, place: Any, options: BucketOptions) -> None:
@@ -108,7 +109,9 @@ class WaitingBucket:
     async def _write(self, call: Callable[[ReplicaBucket], Any]) -> Any:
         handle = await self._opener.opened(self._place, self._options, False)
         if handle is None:
-            self._opener.rehearse(self._place, self._options, call)
+            answer = self._opener.rehearse(self._place, self._options, call)
+            if answer is not None:
+                return answer.result()
             handle = await self._opener.opened(self._place, self._options, True)
             assert handle is not None
         return await _value_of(call(handle))

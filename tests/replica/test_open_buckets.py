@@ -6,11 +6,12 @@ import asyncio
 import functools
 import json
 import re
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
 
-from keyvalue_engine import LimitError, StoreOptions
+from keyvalue_engine import LimitError, Revision, StoreError, StoreOptions
 from keyvalue_replica import catching_up, open_buckets
 from keyvalue_replica.errors import NotStoredError
 from keyvalue_replica.open_buckets import OpenBuckets
@@ -25,15 +26,20 @@ class PlainWire(Wire):
     """A connection to a server with any number of KV buckets of others.
 
     :ivar missing: the streams that do not exist
+    :ivar created_streams: number of requests that would create a stream
     :ivar full: the KV buckets with three replicas, which refuse all messages
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.missing, self.full = set[str](), set[str]()
+        self.created_streams = 0
 
     async def request(self, subject: str, payload: bytes, timeout_s: float) -> bytes:
         await asyncio.sleep(0)
+        if ".STREAM.CREATE." in subject:
+            self.created_streams += 1
+            raise TimeoutError
         if subject.removeprefix("$JS.API.STREAM.INFO.") in self.missing:
             return json.dumps({"error": {"code": 404, "err_code": 10059, "description": "stream not found"}}).encode()
         return await super().request(subject, payload, timeout_s)
@@ -161,3 +167,40 @@ async def test_a_stop_ends_the_calls_that_wait() -> None:
     answers = await asyncio.gather(*calls, return_exceptions=True)
     assert [str(answer) for answer in answers] == ["the provider stops: nothing was sent"] * 3
     assert plain.open_count == 0
+
+
+@pytest.mark.parametrize("is_atomic", [True, False])
+@pytest.mark.parametrize(
+    ("write", "answer"),
+    [
+        (lambda handle: handle.set(b"k", b"large"), "value is 5 bytes"),
+        (lambda handle: handle.increment(b"k", -1), "outside the range"),
+        (lambda handle: handle.update(b"k", lambda *_: b"large"), "value is 5 bytes"),
+        (lambda handle: handle.update(b"k", lambda entry, *_: entry), Revision(None, None)),
+        (lambda handle: handle.set_missing({b"k": b"large"}), "value is 5 bytes"),
+        (lambda handle: handle.set_missing({b"k": b"v", b"l": b"large"}), "value is 5 bytes"),
+        (lambda handle: handle.set_many({}), None),
+        (lambda handle: handle.set_many({b"k": b"v", b"l": b"large"}), "value is 5 bytes"),
+        (lambda handle: handle.set(b"k", b"v"), "it is being opened"),
+        (lambda handle: handle.increment(b"k", 1), "it is being opened"),
+        (lambda handle: handle.update(b"k", lambda *_: b"v"), "it is being opened"),
+        (lambda handle: handle.set_missing({b"k": b"v", b"l": b"v"}), "it is being opened"),
+    ],
+)
+@pytest.mark.timeout(30)
+async def test_a_write_that_stores_nothing_creates_no_kv_bucket(
+    write: Callable[[Any], Any], answer: object, is_atomic: bool
+) -> None:
+    wire, limits = PlainWire(), StoreOptions(value_bytes_max=3)
+    wire.missing = {"KV_kv"}
+    options = ReplicaOptions("", timeout_s=0.1, is_atomic=is_atomic)
+    plain = OpenBuckets(cast(Any, wire), options, limits, Again, 256, 600.0)
+    handle = plain.bucket(b"kv", LinkedOptions(is_plain=True, creates=True))
+    if isinstance(answer, str):
+        with pytest.raises(StoreError, match=answer):
+            await write(handle)
+    else:
+        assert await write(handle) == answer
+    assert bool(wire.created_streams) is (answer == "it is being opened")
+    await plain.stop()
+    assert plain.reservations.excess()["keys_max"] == len(plain.store) == 0
