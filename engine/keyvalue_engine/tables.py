@@ -138,7 +138,9 @@ class Tables:
             self.by_name[name] = table
             self._names.add(name)
             self.emptied.pop(name, None)  # its memory is subtracted already
-            return table, written
+        if table.looks_empty():  # another thread removed the key, which had expired, before it could find the table
+            self.free_if_empty(name)
+        return table, written
 
     def was_written(self, name: bytes) -> bool:
         """Return True if the bucket with this name exists, or is remembered as emptied."""
