@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 from keyvalue_engine.arguments import own_bytes, own_int, own_keys
-from keyvalue_engine.counted_entries import FREE_BYTES_MAX
+from keyvalue_engine.counted_entries import FREE_BYTES_MAX, SHARD_KEYS_MIN
 from keyvalue_engine.entry import EMPTY_ENTRY_BYTES, Entry
 from keyvalue_engine.errors import KEY_BYTES, VALUE_BYTES, FullError, LimitError, NoSuchBucketError, StoreError
 from keyvalue_engine.long_keys import LONG_KEY_BYTES
@@ -172,7 +172,7 @@ class Bucket(Updates):
                     entries[key] = value
                     stripe.release()
                     return
-                elif shard.is_ahead:
+                elif shard.is_ahead and shard.counted_keys >= SHARD_KEYS_MIN:
                     free_bytes = shard.free_bytes + (len(old) & ~15) - (value_bytes & ~15)
                     if 0 <= free_bytes <= FREE_BYTES_MAX:
                         entries[key] = value

@@ -106,15 +106,17 @@ class CountedEntries:
             ahead_keys <= 0
             or ledger.keys + ahead_keys >= ledger.keys_max
             or ledger.memory_bytes + ahead_keys * size_bytes + size_bytes > ledger.memory_bytes_max
+            or not (self.is_ahead or ledger.counts_ahead)
         ):
             return 0
         if not self.is_ahead:
-            if not ledger.counts_ahead:
-                return 0
             ledger.ahead.add(self)
             self.is_ahead = True
-        # After the shard was added: if `count_exactly` does not find the shard, this finds `counts_ahead` False.
-        return ahead_keys if ledger.counts_ahead else 0
+            if not ledger.counts_ahead:  # after `add`, because `count_exactly` may not have found the shard
+                self.is_ahead = False
+                ledger.ahead.discard(self)
+                return 0
+        return ahead_keys
 
     def give_back(self) -> None:
         """Give the room ahead back to the ledger. Takes the stripe."""

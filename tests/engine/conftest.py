@@ -20,10 +20,11 @@ def clock() -> Clock:
 def few_keys_count_ahead() -> Iterator[None]:
     """Let each shard of two keys hold room ahead, but little of it."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in (("SHARD_KEYS_MIN", 2), ("AHEAD_KEYS", 2), ("AHEAD_BYTES", 400), ("FREE_KEYS_MAX", 3)):
+        for name, value in (("AHEAD_KEYS", 2), ("AHEAD_BYTES", 400), ("FREE_KEYS_MAX", 3)):
             patch.setattr(counted_entries, name, value)
         for module in (counted_entries, bucket):
             patch.setattr(module, "FREE_BYTES_MAX", 500)
+            patch.setattr(module, "SHARD_KEYS_MIN", 2)
         yield
 
 

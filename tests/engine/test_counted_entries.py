@@ -13,6 +13,7 @@ import pytest
 from keyvalue_engine import BucketOptions, LimitError, Quota, Reach, Store, StoreOptions
 from keyvalue_engine.counted_entries import AHEAD_KEYS, SHARD_KEYS_MIN
 from keyvalue_engine.entry import ORDER_BYTES, ORDER_OBJECT_BYTES, entry_size
+from keyvalue_engine.ledger import HoldsAhead
 from tests.engine.entries import shards_of
 from tests.engine.races import run_together
 
@@ -105,6 +106,26 @@ def test_a_store_with_a_quota_counts_each_key(begin: Callable[[Store, Quota], ob
     store.check()
 
 
+def test_a_quota_that_begins_as_a_shard_takes_room_counts_each_key() -> None:
+    """Another thread adds the quota after the shard saw that it may hold room, but before the ledger knows the shard."""
+    store = filled(StoreOptions())
+    quota = Quota(Reach(), None, None)
+
+    class Overtaken(set[HoldsAhead]):
+        def add(self, shard: HoldsAhead) -> None:
+            store.add_quota(quota)
+            super().add(shard)
+
+    ledger, bucket = store._tables.ledger, store.bucket(b"1")
+    ledger.recall()
+    ledger.ahead = Overtaken()
+    bucket.set(b"next", VALUE)
+    assert quota.usage.quotas == 1
+    bucket.delete_many([b"%012d" % number for number in range(100)])
+    assert quota.keys == len(store) == 3 * KEYS + 1 - 100
+    store.check()
+
+
 def test_few_keys_and_keys_that_go_leave_no_room_behind() -> None:
     store = filled(StoreOptions())
     for name in store.bucket_names():
@@ -113,6 +134,8 @@ def test_few_keys_and_keys_that_go_leave_no_room_behind() -> None:
             assert ahead_keys(store) <= 3 * 3 * AHEAD_KEYS
     assert ahead_keys(store) == 0
     assert len(store) == 3 * (SHARD_KEYS_MIN - 1)
+    for name in store.bucket_names():
+        store.bucket(name).set(b"%012d" % 0, b"")  # it is shorter, which makes room
     store.check()
 
 
