@@ -2,7 +2,7 @@
 
 Each entry holds the deadline beside the value, where readers find it. A heap of (deadline, key) items finds the expired
 keys. Adding a key's first deadline to the heap takes O(log n). If a deadline moves to a later time, the heap keeps the
-old item, and corrects the item when it reaches the top. So a key that is written repeatedly still has only one item.
+old item, and corrects the item when it reaches the top. So a key whose deadline only moves to later times has one item.
 
 An old item may hold a key that was removed, or a second copy of a stored key. Such keys may be long. So the heap counts
 their bytes, the spare bytes. If there are too many, the heap is rebuilt from the entries.

@@ -12,7 +12,7 @@ class Filling:
     """The keys of a page so far, its limits, and the work that was done for it.
 
     :ivar size_bytes: the size of the encoded keys
-    :ivar work: number of shards visited, expired keys removed, and keys sorted into a new order
+    :ivar work: number of shards visited, deadlines examined, and keys sorted into a new order
     """
 
     __slots__ = ("bytes_max", "keys", "keys_max", "size_bytes", "work")

@@ -78,7 +78,7 @@ class Ledger:
 
     def count_exactly(self) -> None:
         """Let no shard hold room ahead from now on, because quotas must know of each key."""
-        self.counts_ahead = False  # before `recall`; see `CountedEntries.charge`
+        self.counts_ahead = False  # before `recall`; see `CountedEntries._ahead_keys`
         self.recall()
 
     def hold(self, memory_bytes: int) -> None:

@@ -203,5 +203,5 @@ class Quota:
 
     @property
     def is_counted(self) -> bool:
-        """True if all covered buckets are counted. `Store.count` counts more of them."""
+        """True if all covered buckets are counted. `Store.count_quota` counts more of them."""
         return self.usage.boundary is None
