@@ -225,9 +225,9 @@ class Service:
         """Store all entries if all keys are missing. Return True if they were stored."""
         return _made(partial(self._handles[caller].writable[bucket].set_missing, entries))
 
-    def page(self, caller: Caller, bucket: bytes, cursor: int, keys_max: int, /) -> Answer[Page]:
+    def page(self, caller: Caller, bucket: bytes, cursor: int, keys_max: int, bytes_max: int, /) -> Answer[Page]:
         """Return a page of keys, also of those that are not UTF-8. It may be empty although it has a cursor."""
-        return _made(partial(self._handles[caller].readable[bucket].partial_page, cursor, keys_max, 2**63))
+        return _made(partial(self._handles[caller].readable[bucket].partial_page, cursor, keys_max, bytes_max))
 
     def count_keys(self, caller: Caller, bucket: bytes, /) -> int:
         """Return the number of keys, with expired ones that were not removed yet."""

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from keyvalue_transport.redis import keys as keys_of_a_bucket
 from keyvalue_transport.redis import session
 from keyvalue_transport.redis.listener import HIGH_WATER_BYTES
 from tests.integration.redis_server import encode_request
@@ -251,3 +252,60 @@ async def test_a_client_that_reads_is_not_idle_and_one_that_does_not_is_closed()
         closed.append(transport.is_closed)
     assert closed == [False, False, False, False, True]
     assert side.redis.listener.counts.slow == 1
+
+
+@pytest.mark.parametrize(
+    ("request_", "expected"),
+    [
+        ([b"CONFIG", b"GET", *[b"?*" * 50] * 65], b"-ERR the request has 65 arguments; the limit is 64\r\n"),
+        ([b"COMMAND", b"INFO", *[b"get"] * 1_001], b"-ERR the request has 1001 arguments; the limit is 1000\r\n"),
+        ([b"COMMAND", b"DOCS", *[b"get"] * 1_001], b"-ERR the request has 1001 arguments; the limit is 1000\r\n"),
+        ([b"CLIENT", b"KILL", *[b"USER", b"default"] * 1_000], b":2\r\n"),
+        ([b"CLIENT", b"KILL", b"USER", b"default", b"USER", b"other"], b":0\r\n"),
+        ([b"CLIENT", b"KILL", b"TYPE", b"pubsub"], b":0\r\n"),
+        ([b"CLIENT", b"KILL", b"ID", b"2", b"TYPE", b"normal"], b":1\r\n"),
+    ],
+)
+async def test_no_request_takes_time_for_each_argument_and_each_client(request_: list[bytes], expected: bytes) -> None:
+    side = Side()
+    listener = side.redis.listener
+    listener.clients = lambda: [Killable(number) for number in (1, 2, 3)]  # type: ignore[method-assign]
+    Killable.described = 0
+    await side.receive(encode_request(request_))
+    assert side.transport.written == expected
+    assert Killable.described <= 3
+
+
+class Killable:
+    """A client that counts how often it is described."""
+
+    described = 0
+    user = "default"
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def describe(self) -> dict[str, object]:
+        Killable.described += 1
+        return {"id": self.number, "user": self.user}
+
+    def kill(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("pattern", "answer_bytes_max", "keys_max"),
+    [(b"*", 1_000, 4), (b"*", 250, 2), (b"*" * 50, 1_000, 2), (b"*" * 4_000, 1_000, 1)],
+)
+async def test_pages_respect_the_limit_for_answers_and_the_length_of_patterns(
+    pattern: bytes, answer_bytes_max: int, keys_max: int
+) -> None:
+    side = Side(answer_bytes_max=answer_bytes_max)
+    for number in range(4):
+        side.store.bucket(b"default").set(b"%d" % number * 100, b"")
+    with patch.object(keys_of_a_bucket, "MATCH_WORK_MAX", 12_000):
+        await side.receive(encode_request([b"SCAN", b"0", b"MATCH", pattern, b"COUNT", b"1000"]))
+        assert side.transport.written.count(b"$100\r\n") == keys_max
+        side.transport.written.clear()
+        await side.receive(encode_request([b"KEYS", pattern]))
+        await side.finish()
+        assert side.transport.written.count(b"$100\r\n") == (4 if answer_bytes_max == 1_000 else 0)

@@ -162,7 +162,7 @@ def _list(session: RedisSession, request: Request) -> Answer:
         case []:
             pass
         case [b"TYPE", _]:
-            clients = _of_type(clients, request[3])
+            clients = clients if _is_normal(request[3]) else []
         case [b"ID", *numbers] if numbers:
             wanted = {parse_integer(number, "ERR Invalid client ID") for number in numbers}
             clients = [each for each in clients if each.number in wanted]
@@ -182,25 +182,29 @@ def _kill(session: RedisSession, request: Request) -> Answer:
         return OK
     if len(request) & 1:
         raise CommandError(SYNTAX)
-    skips_me = True
+    skips_me = is_possible = True
+    wanted: dict[str, object] = {}
     for word, argument in zip(request[2::2], request[3::2], strict=True):
-        text = argument.decode(errors="replace")
         match word.upper():
             case b"ID":
                 number = parse_integer(argument, NO_CLIENT_ID)
                 if number < 1:
                     raise CommandError(NO_CLIENT_ID)
-                clients = [each for each in clients if each.number == number]
+                is_possible &= wanted.setdefault("id", number) == number
             case b"ADDR" | b"LADDR" | b"USER":
-                field = word.decode().lower()
-                clients = [each for each in clients if each.describe()[field] == text]
+                text = argument.decode(errors="replace")
+                is_possible &= wanted.setdefault(word.decode().lower(), text) == text
             case b"TYPE":
-                clients = _of_type(clients, argument)
+                is_possible &= _is_normal(argument)
             case b"SKIPME" if argument.upper() in (b"YES", b"NO"):
                 skips_me = argument.upper() == b"YES"
             case _:
                 raise CommandError(SYNTAX)
-    found = [each for each in clients if not (skips_me and each.number == session.number)]
+    found = [
+        each
+        for each in (clients if is_possible else [])
+        if wanted.items() <= each.describe().items() and not (skips_me and each.number == session.number)
+    ]
     _end(session, found)
     return b":%d\r\n" % len(found)
 
@@ -221,11 +225,11 @@ def _visible(session: RedisSession) -> list[Client]:
     return [each for each in clients if not account.is_restricted or each.user == account.name]
 
 
-def _of_type(clients: list[Client], kind: bytes) -> list[Client]:
-    """Return the connections of a type. All connections are normal ones."""
+def _is_normal(kind: bytes) -> bool:
+    """Return True for the type of all connections, and False for the other types that Redis knows."""
     if kind.upper() not in (b"NORMAL", b"MASTER", b"REPLICA", b"SLAVE", b"PUBSUB"):
         raise CommandError(f"ERR Unknown client type '{kind.decode(errors='replace')[:128]}'")
-    return clients if kind.upper() == b"NORMAL" else []
+    return kind.upper() == b"NORMAL"
 
 
 def _line(client: Client) -> bytes:

@@ -21,7 +21,11 @@ Answer = bytes | Awaited
 CURSOR_MAX = 2**64 - 1
 #: The number of keys of a page, and the limit for COUNT.
 PAGE_KEYS = 1_000
+#: A page has fewer bytes of keys in any case: the store has a limit too.
+PAGE_BYTES_MAX = 2**63
 COUNT_MAX = 10_000
+#: The limit for the bytes of a page's keys, times the length of the pattern, which matching may take: about 50 ms.
+MATCH_WORK_MAX = 2**24
 MISSING, WITHOUT_DEADLINE = b":-2\r\n", b":-1\r\n"
 CONDITIONS = frozenset({b"NX", b"XX", b"GT", b"LT"})
 
@@ -163,20 +167,24 @@ def scan(session: RedisSession, request: Request) -> Answer:
         parts = [b"$%d\r\n%b\r\n" % (len(key), key) for key in keys]
         return b"*2\r\n$%d\r\n%b\r\n*%d\r\n%b" % (len(position), position, len(parts), b"".join(parts))
 
-    return Awaited.of(session.calls.page(session.caller, session.bucket, int(text), min(count, COUNT_MAX)), answer)
+    page = session.calls.page(
+        session.caller, session.bucket, int(text), min(count, COUNT_MAX), _page_bytes(session, pattern)
+    )
+    return Awaited.of(page, answer)
 
 
 def keys(session: RedisSession, request: Request) -> Answer:
     """Answer with all keys that match a pattern. Other requests are answered meanwhile."""
-    return Awaited(_keys(session, _matcher(request[1])), partial(encode, resp=session.resp))
+    matches, bytes_max = _matcher(request[1]), _page_bytes(session, request[1])
+    return Awaited(_keys(session, matches, bytes_max), partial(encode, resp=session.resp))
 
 
-async def _keys(session: RedisSession, matches: Any) -> list[bytes]:
+async def _keys(session: RedisSession, matches: Any, bytes_max: int) -> list[bytes]:
     found: list[bytes] = []
     size, size_max = 0, session.calls.parameter_limits.answer_bytes_max
     cursor: int | None = 0
     while cursor is not None:
-        page, cursor = await _page(session, cursor)
+        page, cursor = await _page(session, cursor, bytes_max)
         matching = page if matches is None else [key for key in page if matches(key)]
         size += sum(map(len, matching)) + 16 * len(matching)
         if size > size_max:
@@ -185,10 +193,10 @@ async def _keys(session: RedisSession, matches: Any) -> list[bytes]:
     return found
 
 
-async def _page(session: RedisSession, cursor: int) -> Any:
+async def _page(session: RedisSession, cursor: int, bytes_max: int = PAGE_BYTES_MAX) -> Any:
     """Return a page of a walk, after other connections had a turn."""
     await session.surroundings.pause()
-    page = session.calls.page(session.caller, session.bucket, cursor, PAGE_KEYS)
+    page = session.calls.page(session.caller, session.bucket, cursor, PAGE_KEYS, bytes_max)
     return page if isinstance(page, tuple) else await page
 
 
@@ -201,7 +209,7 @@ async def _random_key(session: RedisSession) -> bytes | None:
     for start in (getrandbits(64), 0):
         cursor: int | None = start
         while cursor is not None:
-            page = session.calls.page(session.caller, session.bucket, cursor, 1)
+            page = session.calls.page(session.caller, session.bucket, cursor, 1, PAGE_BYTES_MAX)
             found, cursor = page if isinstance(page, tuple) else await page
             if found:
                 key: bytes = found[0]
@@ -251,6 +259,11 @@ def memory(session: RedisSession, request: Request) -> Answer:
         return session.nil if entry is None else number(session.calls.entry_bytes(key, entry))
 
     return Awaited.of(session.calls.entry(session.caller, session.bucket, key), answer)
+
+
+def _page_bytes(session: RedisSession, pattern: bytes) -> int:
+    """Return the limit for the bytes of a page's keys. The longer the pattern, the longer a match takes."""
+    return min(session.calls.parameter_limits.answer_bytes_max, MATCH_WORK_MAX // max(1, len(pattern)))
 
 
 def _matcher(pattern: bytes) -> Any:

@@ -28,7 +28,7 @@ __all__ = ["ARGUMENTS_MAX", "ProtocolError", "Request", "RequestReader"]
 #: A request: the command's name, and its arguments.
 Request: TypeAlias = list[bytes]
 
-#: The limit for the arguments of one request, as in Redis.
+#: The limit for the arguments of one request. Redis 7 allows 2^31 - 1.
 ARGUMENTS_MAX = 1024 * 1024
 #: The limits before a password was given, as in Redis.
 ARGUMENTS_BEFORE_AUTH_MAX = 10

@@ -22,6 +22,8 @@ HIDDEN_SECTIONS = frozenset({"commandstats"})
 ANY = 2**31
 #: An error shows at most this many characters of a name or the arguments.
 SHOWN_MAX = 128
+#: The limits for the patterns of CONFIG GET, and for the names of COMMAND INFO and COMMAND DOCS.
+PATTERNS_MAX, NAMES_MAX = 64, 1_000
 
 
 def info(session: RedisSession, request: Request) -> Answer:
@@ -45,6 +47,7 @@ def config(session: RedisSession, request: Request) -> Answer:
         raise CommandError(f"ERR unknown subcommand '{shown}'. Try CONFIG GET.")
     if len(request) < 3:
         raise CommandError("ERR wrong number of arguments for 'config|get' command")
+    _check_number(len(request) - 2, PATTERNS_MAX)
     tests = [matcher(pattern.lower()[:SHOWN_MAX]) for pattern in request[2:]]
     found: dict[str, Value] = {
         name: value.encode()
@@ -57,6 +60,7 @@ def config(session: RedisSession, request: Request) -> Answer:
 def command(session: RedisSession, request: Request) -> Answer:
     """Answer with facts about commands."""
     session.check_password()
+    _check_number(len(request) - 2, NAMES_MAX)
     rows = {row.name: row for row in ROWS}
     match [word.upper() for word in request[1:]]:
         case []:
@@ -75,6 +79,11 @@ def command(session: RedisSession, request: Request) -> Answer:
             shown = request[1].decode(errors="replace")[:SHOWN_MAX]
             raise CommandError(f"ERR unknown subcommand '{shown}'. Try COMMAND HELP.")
     return encode(found, session.resp)
+
+
+def _check_number(arguments: int, arguments_max: int) -> None:
+    if arguments > arguments_max:
+        raise CommandError(f"ERR the request has {arguments} arguments; the limit is {arguments_max}")
 
 
 def unknown(session: RedisSession, request: Request) -> Answer:

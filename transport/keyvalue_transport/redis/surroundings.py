@@ -51,9 +51,9 @@ class Calls(ReadsTogether, Protocol):
     def set_missing(self, caller: Caller, bucket: bytes, entries: dict[bytes, bytes], /) -> Answer[bool]: ...
 
     def page(
-        self, caller: Caller, bucket: bytes, cursor: int, keys_max: int, /
+        self, caller: Caller, bucket: bytes, cursor: int, keys_max: int, bytes_max: int, /
     ) -> Answer[tuple[Sequence[bytes], int | None]]:
-        """Return a page of keys, which may be empty, and the cursor of the next one."""
+        """Return a page of keys, which may be empty, and the cursor of the next one. One key may be larger than the limit."""
 
     def count_keys(self, caller: Caller, bucket: bytes, /) -> Answer[int]: ...
 
