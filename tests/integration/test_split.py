@@ -125,9 +125,18 @@ async def test_instances_of_one_bucket_share_a_prefix_and_others_do_not(launch: 
     assert WARNING not in second.output
     memory = serve(first.prefix)
     assert memory.wait() == 1
-    assert "(store=jetstream)" in memory.output
+    assert "(store=jetstream, jetstream_bucket=shared)" in memory.output
+    assert "let all instances share their keys (store=jetstream)" in memory.output
     other_bucket = serve(first.prefix, "--store", "jetstream", "--jetstream-bucket", "another")
     assert other_bucket.wait() == 1
+    assert "(store=jetstream, jetstream_bucket=shared): each call reaches only one instance" in other_bucket.output
+    assert (
+        "(the same jetstream_bucket, keys and jetstream_domain; this instance has store=jetstream, jetstream_bucket=another)"
+        in other_bucket.output
+    )
+    plain = serve(first.prefix, "--store", "jetstream", "--keys", "plain")
+    assert plain.wait() == 1
+    assert "this instance has store=jetstream, keys=plain)" in plain.output
     assert (await scraped(first)).value("other_instances") == 0
     second.process.terminate()
     assert second.wait() == 0

@@ -54,6 +54,10 @@ INSTANCE = re.compile("[0-9a-f]{16}")
 TEXT = re.compile("[ -~]{1,400}")
 NO_RESPONDERS = b"NATS/1.0 503"
 
+#: The beginning of the identity of a replicated store, and the option that makes one.
+JETSTREAM = "jetstream "
+SHARED_STORE = "store=jetstream"
+
 
 class SplitError(Exception):
     """The error for a start beside an instance with another store."""
@@ -103,7 +107,7 @@ class OtherInstances:
         found = [other for other in self._others.values() if other.intervals >= REPORTED_INTERVALS]
         if not found:
             return []
-        named = [f"{other.where} (store={other.store.partition(' ')[0]})" for other in found[:NAMED_MAX]]
+        named = [f"{other.where} ({options_of_store(other.store)})" for other in found[:NAMED_MAX]]
         if len(found) > NAMED_MAX:
             named.append(f"{len(found) - NAMED_MAX} more")
         return [
@@ -120,9 +124,12 @@ class OtherInstances:
         """
         await self.find()
         if not allows_split and (found := self.remarks()):
+            own, share = options_of_store(self._store()), SHARED_STORE
+            if all(store.startswith(JETSTREAM) for store in (self._store(), *(o.store for o in self._others.values()))):
+                share = f"the same jetstream_bucket, keys and jetstream_domain; this instance has {own}"
             raise SplitError(
                 f"not started: {found[0]}; stop the others, choose another prefix, let all instances share their "
-                "keys (store=jetstream), or set allow_split=true"
+                f"keys ({share}), or set allow_split=true"
             )
 
     async def listen(self) -> None:
@@ -233,6 +240,14 @@ class OtherInstances:
         elif len(self._others) < OTHERS_MAX:
             self._others[instance] = Other(store, where)
             self._answered.set()
+
+
+def options_of_store(store: str) -> str:
+    """Return the options that an identity tells: `jetstream orders 2026-...` has store=jetstream, jetstream_bucket=orders."""
+    kind, bucket, *_ = [*store.split(" "), ""]
+    if not (store.startswith(JETSTREAM) and bucket):
+        return f"store={kind}"
+    return f"{SHARED_STORE}, {bucket if '=' in bucket else f'jetstream_bucket={bucket}'}"
 
 
 def place_of_process(host_id: str) -> str:

@@ -199,7 +199,7 @@ async def test_instances_of_one_bucket_are_no_split(
         ):
             for another in (third, fourth):
                 await another.find()
-                assert "(store=jetstream)" in another.remarks()[0]
+                assert "(store=jetstream, jetstream_bucket=shared)" in another.remarks()[0]
 
 
 @pytest.mark.parametrize("path", PATHS)
