@@ -110,7 +110,6 @@ REASONS = {
         rehearsal.py      test_open_buckets.py                     a refused write creates no KV bucket
         reservations.py   test_increments.py                       limits count what is in flight
         sequences.py      test_increments.py                       increments need them
-        stream.py         tests/integration/test_replicated.py     it needs a real server
         waiting_bucket.py  tests/integration/test_shared_buckets.py  it waits for a real server
         watched_bucket.py  tests/integration/test_plain_watch.py    it needs a real server
         wires.py          tests/integration/test_shared_buckets.py  its subscriptions need a real server

@@ -142,23 +142,34 @@ class Import:
     async def put(self, messages: Iterable[Outgoing], progress: Progress) -> None:
         """Store messages, and then the progress.
 
-        :raises StreamError: JetStream refused a message, or another import is at work
+        :raises StreamError: JetStream refused a message, another import is at work, or the mark is gone
         :raises UnavailableError: JetStream does not answer
         :raises DisconnectedError: the connection is lost
         """
         await self._publish(messages)
         await self._note(progress)
+        await self._check_mark()
 
     async def end(self) -> None:
         """Remove the mark, so that instances serve the bucket.
 
-        :raises StreamError: another import has marked the bucket
+        :raises StreamError: the mark is gone
         :raises UnavailableError: JetStream is not ready
+        """
+        await self._check_mark()
+        await mark_stream(self._api, self._layout, "")
+
+    async def _check_mark(self) -> None:
+        """Check that instances can see that the import has not finished.
+
+        :raises StreamError: the mark is gone
         """
         state = await stream_state(self._api, self._layout)
         if state is None or state.importing != self._digest:
-            raise StreamError("the bucket was deleted, or another import has begun or finished")
-        await mark_stream(self._api, self._layout, "")
+            raise StreamError(
+                "the mark of this import is gone: the bucket was deleted, another import has finished, or another program"
+                " has changed the metadata. If keys are missing, delete the bucket and import again"
+            )
 
     async def _refuse_used(self, state: StreamState) -> None:
         """Check that a bucket has no keys and no readers.

@@ -216,15 +216,32 @@ async def open_stream(api: Api, layout: Layout, options: ReplicaOptions, importi
             allowing = "jetstream_create" if layout.bucket is None else "enable_bucket_auto_create"
             raise NoStreamError(f"the KV bucket {options.bucket} does not exist, and {allowing} is false") from None
         answer = await _create(api, layout, options, importing)
+    state = _fitting(answer, layout, options, importing)
+    if layout.bucket is not None and not (options.adopts or _is_ours(answer)):
+        return state
+    if not _lacking(answer, layout, options):
+        return state
+    # Read it again just before the change: an import may have begun, and a change would remove its mark and its secret.
+    try:
+        answer = await api.call(f"STREAM.INFO.{layout.stream}")
+    except ApiError as error:
+        raise StreamError(f"{layout.stream}: {error}") from None
+    _fitting(answer, layout, options, importing)
+    return StreamState.of(await _switch_on(api, answer, layout, options))
+
+
+def _fitting(answer: dict[str, Any], layout: Layout, options: ReplicaOptions, importing: str) -> StreamState:
+    """Return the state of a stream.
+
+    :raises StreamError: it does not fit, or the import of another snapshot has not finished
+    """
     misfits = list(_misfits(answer["config"], layout))
     if misfits:
         raise StreamError(f"the stream {layout.stream} does not fit: {'; '.join(misfits)}")
     state = StreamState.of(answer)
     if state.importing not in ("", importing):
         raise StreamError(unfinished(options.bucket))
-    if layout.bucket is not None and not (options.adopts or _is_ours(answer)):
-        return state
-    return StreamState.of(await _switch_on(api, answer, layout, options))
+    return state
 
 
 def unfinished(bucket: str) -> str:
@@ -390,10 +407,10 @@ def _misfits(config: Mapping[str, Any], layout: Layout) -> list[str]:
     return misfits
 
 
-async def _switch_on(api: Api, answer: dict[str, Any], layout: Layout, options: ReplicaOptions) -> dict[str, Any]:
-    """Switch on what the store needs, and keep the secret. Return the stream's information afterwards.
+def _lacking(answer: dict[str, Any], layout: Layout, options: ReplicaOptions) -> dict[str, Any]:
+    """Return what the store needs and a stream lacks, with the secret if it has none.
 
-    :raises StreamError: the server does not know a feature, or refuses it, or the instance may not change the stream
+    :raises StreamError: the stream lacks something, and the instance may not change it
     """
     config = answer["config"]
     lacking = {name: value for name, value in _features(options).items() if not config.get(name)}
@@ -403,10 +420,19 @@ async def _switch_on(api: Api, answer: dict[str, Any], layout: Layout, options: 
     metadata = config.get("metadata") or {}
     if may_change and not metadata.get(SECRET):  # keep it, because a restored stream has another time of creation
         lacking["metadata"] = {**metadata, SECRET: _secret_of(answer).hex()} | _mark(layout)
+    return lacking
+
+
+async def _switch_on(api: Api, answer: dict[str, Any], layout: Layout, options: ReplicaOptions) -> dict[str, Any]:
+    """Switch on what the store needs, and keep the secret. Return the stream's information afterwards.
+
+    :raises StreamError: the server does not know a feature, or refuses it
+    """
+    lacking = _lacking(answer, layout, options)
     if not lacking:
         return answer
     try:
-        answer = await api.call(f"STREAM.UPDATE.{layout.stream}", {**config, **lacking})
+        answer = await api.call(f"STREAM.UPDATE.{layout.stream}", {**answer["config"], **lacking})
     except ApiError as error:
         raise StreamError(f"{', '.join(lacking)} can't be changed in {layout.stream}: {error}") from None
     missing = [name for name in lacking if not answer["config"].get(name)]

@@ -305,9 +305,13 @@ async def test_of_two_imports_at_once_one_stops(nats_server: NatsServer, admin: 
         await first.put([], Progress(2))
     with pytest.raises(StreamError, match="holds a part of a snapshot"):
         await other.begin()
+    await mark(admin, "twice")
+    with pytest.raises(StreamError, match="the mark of this import is gone"):
+        await second.put([], Progress(2))
+    await mark(admin, "twice", **{IMPORT: "abc"})
     await second.put([], Progress(2))
     await second.end()
-    with pytest.raises(StreamError, match="another import has begun"):
+    with pytest.raises(StreamError, match="another import has finished"):
         await first.end()
     assert await content_of_bucket(admin, "twice") == {(b"b", b"k"): b"v"}
     for connection in connections:
