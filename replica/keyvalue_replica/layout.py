@@ -53,7 +53,8 @@ TTL_S_MAX = 2**63 // 10**9 - 2**32
 NAMES_MAX = 1_024
 #: How long the server keeps the marker of a deleted key. An instance that was away for longer reads everything again.
 MARKER_S = 3600
-#: How long the server keeps a barrier, so that none of ended instances stay. An instance waits for a few seconds.
+#: How long the server keeps a barrier, so that none of ended instances stay. If one is removed before it was delivered,
+#: the next barrier of its instance answers the same calls.
 BARRIER_S = 60
 NS_PER_MS, NS_PER_S = 10**6, 10**9
 #: No number of more digits is read: text of any length may come from other clients.

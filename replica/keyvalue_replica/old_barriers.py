@@ -16,7 +16,11 @@ log = logging.getLogger(__name__)
 
 
 class OldBarriers:
-    """The barriers of all instances that nobody waits for any more. No wait is longer than `BARRIER_S`."""
+    """The barriers of all instances that are older than `BARRIER_S`.
+
+    A call may wait for longer (`jetstream_timeout_ms`). If its barrier is removed before it was delivered, the next
+    barrier of its instance answers it.
+    """
 
     def __init__(self, api: Api, layout: Layout) -> None:
         self._api = api

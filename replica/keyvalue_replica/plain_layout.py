@@ -4,7 +4,7 @@
     $KV.<KV bucket>._kv.wrpc.<instance>         the barriers of an instance; NATS reserves keys that begin with `_kv`
 
 A delete is a purge, as in keyvalue-nats. If the stream allows no messages that expire, deletes and barriers have no
-time to live. The instances then remove old barriers themselves (`follower.py`).
+time to live. The instances then remove old barriers themselves (`old_barriers.py`).
 """
 
 from __future__ import annotations
