@@ -130,12 +130,9 @@ class DurableDelivery:
         return list(self._calls)
 
     def open(self, watch: Watch, applied: int) -> None:
-        """Tell changes that match `watch`. Changes up to the sequence `applied` may match the previous one instead."""
-        if watch == self._watch:
-            return
-        if applied != self._since or self._watch_before is None:  # otherwise, no change belongs to the current one
-            self._watch_before, self._since = self._watch, applied
-        self._watch = watch
+        """Tell changes that match `watch`. Changes up to the sequence `applied` must match the previous one instead."""
+        if watch != self._watch:
+            self._watch_before, self._since, self._watch = self._watch, applied, watch
 
     def close(self) -> int:
         """Take no more changes. Return the number of changes that are dropped. Calls in flight continue."""
@@ -166,27 +163,20 @@ class DurableDelivery:
 
     def take(self, change: FeedChange) -> None:
         """Take a change, or ignore it if it does not fit now: then the feed gives it again."""
+        watch = self._watch_before if change.sequence <= self._since and self._watch_before else self._watch
         size = size_of(change)
-        if self._watch is None:
+        if watch is None:
             return
         held = self._held.get(change.sequence)
         if held is not None:  # given again, because the feed did not learn in time that it is held
             self._held[change.sequence] = held._replace(reply=change.reply)
-        elif not self._matches(change):
+        elif not watch.matches(change.bucket, change.key, change.value is None):
             self.feed.acknowledge(change.reply)
         elif size > self._limits.queue_bytes or not is_utf8(change.key):  # no call can name such a key
             self._counts.dropped += 1
             self.feed.acknowledge(change.reply)
         elif len(self._held) < self._limits.queue_events and self._held_bytes + size <= self._limits.queue_bytes:
             self._add(change, size)
-
-    def _matches(self, change: FeedChange) -> bool:
-        arguments = change.bucket, change.key, change.value is None
-        if self._watch is not None and self._watch.matches(*arguments):
-            return True
-        return (
-            change.sequence <= self._since and self._watch_before is not None and self._watch_before.matches(*arguments)
-        )
 
     def _add(self, change: FeedChange, size: int) -> None:
         key = change.bucket, change.key
