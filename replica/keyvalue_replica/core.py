@@ -147,7 +147,7 @@ class Core:
             if delivery.sequence > applied:
                 self._applier.apply(subject, block, payload, delivery)
         else:
-            token = int(payload) if payload.isdigit() else 0
+            token = int(payload) if payload.isdigit() and len(payload) < 19 else 0  # longer ones are of other clients
             self._take_barrier(subject, token, delivery.sequence, delivery.sequence > applied)
         self.release()
 

@@ -453,6 +453,15 @@ def test_a_later_format_is_refused_and_other_subjects_are_ignored() -> None:
     assert len(instance.core.store) == 0
 
 
+def test_a_barrier_of_another_client_does_no_harm() -> None:
+    stream = Stream(64)
+    instance = Instance(stream, "i")
+    stream.publish(LAYOUT.barrier("i"), b"", b"9" * 5_000)
+    stream.publish(LAYOUT.subject(b"b", b"k"), b"", b"v")
+    instance.finish()
+    assert instance.core.store.bucket(b"b").get(b"k") == b"v"
+
+
 def test_a_sequence_that_is_used_again_means_another_stream() -> None:
     stream = Stream(64)
     instance = Instance(stream, "i")

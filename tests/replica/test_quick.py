@@ -68,18 +68,28 @@ texts = st.builds(
     RARELY,
 )
 acknowledgements = st.lists(st.builds(acknowledgement, numbers, texts), max_size=30)
+
+
+def numbered(parts: list[tuple[int, bytes, bytes, int, int, int]]) -> list[bytes]:
+    """Return deliveries whose numbers of the consumer rise, mostly by 1."""
+    frames, consumed = list[bytes](), 0
+    for sequence, key, value, step, pending, sid in parts:
+        consumed += step
+        frames.append(delivery(sequence, key, value, consumed, pending, sid))
+    return frames
+
+
 deliveries = st.lists(
-    st.builds(
-        delivery,
+    st.tuples(
         sequences,
         st.sampled_from((b"a", b"b", b"c", b"longer")),
         st.sampled_from((b"v", b"w", b"\r", b"", b"value")),
-        st.sampled_from((1, 2, 3, 4, 5)),
+        st.sampled_from((1,) * 15 + (2,)),
         st.integers(0, 12),
         st.sampled_from((91,) * 15 + (92,)),
     ),
     max_size=30,
-)
+).map(numbered)
 
 
 def known_frames(kinds: list[str]) -> list[bytes]:
