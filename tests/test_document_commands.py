@@ -1,10 +1,11 @@
-"""The commands in README.md and docs/operating.md, as they are, except for the address of the NATS server.
+"""The commands in README.md and docs/operating.md, except for the folder of programs and the addresses of servers.
 
 tests/test_first_minute.py runs the first commands of the README in a fresh copy.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -56,12 +57,13 @@ def run(script: str, cwd: Path, server: NatsServer) -> str:
     (programs / "nats").write_text(f"#!{SCRIPTS}/python\n{REQUEST}")
     (programs / "nats").chmod(0o755)
     environment = {"PATH": f"{programs}{os.pathsep}{SCRIPTS}{os.pathsep}{os.environ['PATH']}", "NATS_URL": server.url}
+    environment["KEYVALUE_NATS"] = server.url
     done = subprocess.run(
         [
             "bash",
             "-e",
             "-c",
-            script.replace("127.0.0.1:4222", f"127.0.0.1:{server.port}").replace("6379", str(free_port())),
+            script.replace("127.0.0.1:4222", f"127.0.0.1:{server.port}").replace("6380", str(free_port())),
         ],
         cwd=cwd,
         env=environment,
@@ -76,7 +78,7 @@ def run(script: str, cwd: Path, server: NatsServer) -> str:
 
 @pytest.mark.parametrize(("document", "block"), console_blocks())
 def test_a_block_of_commands(
-    document: str, block: str, tmp_path: Path, new_nats_server: Callable[[], NatsServer]
+    document: str, block: str, tmp_path: Path, new_nats_server: Callable[[str], NatsServer]
 ) -> None:
     script = [BEGIN]
     if not re.search(
@@ -87,11 +89,12 @@ def test_a_block_of_commands(
         )
     for line in block.splitlines():
         if line.startswith("$ "):
-            command = line.removeprefix("$ ")
+            command = line.removeprefix("$ ").removeprefix(".venv/bin/")
             if re.search(r"keyvalue-inmemory( serve .*)?$", command):
                 command = f"block() {{ {command}; }}; serving block"
             script.append(command)
-    printed = run("\n".join([*script, "kill %1", "wait || true"]), tmp_path, new_nats_server()).splitlines()
+    server = new_nats_server(f"jetstream {{ store_dir: {json.dumps(str(tmp_path / 'streams'))} }}")
+    printed = run("\n".join([*script, "kill %1", "wait || true"]), tmp_path, server).splitlines()
     expected = [line for line in block.splitlines() if not line.startswith("$ ")]
     assert [line for line in expected if without_times(line) not in map(without_times, printed)] == []
 
