@@ -269,7 +269,7 @@ class Bucket(Updates):
                     table, written = self._tables.write_first(self.name, write)
                 else:
                     written = write(table)
-            except BaseException as error:
+            except StoreError as error:
                 if isinstance(error, FullError):
                     if not error.is_exact:
                         self._tables.ledger.recall()

@@ -138,9 +138,7 @@ class Tables:
             self.by_name[name] = table
             self._names.add(name)
             self.emptied.pop(name, None)  # its memory is subtracted already
-        if table.looks_empty():  # another thread removed the key, which had expired, before it could find the table
-            self.free_if_empty(name)
-        return table, written
+            return table, written
 
     def was_written(self, name: bytes) -> bool:
         """Return True if the bucket with this name exists, or is remembered as emptied."""

@@ -37,7 +37,6 @@ from keyvalue_engine.kept_orders import KeptOrders
 from keyvalue_engine.ledger import Account, Ledger
 from keyvalue_engine.options import TTL_MS_MAX
 from keyvalue_engine.shard import Shard
-from keyvalue_engine.table import Table
 from keyvalue_engine.tables import ROOM_WORK_MAX
 from tests.engine.clock import NS_PER_MS, Clock
 from tests.engine.entries import deadlines_of, shards_of
@@ -89,7 +88,6 @@ def test_a_key_without_deadline_pays_nothing_for_other_keys_deadlines(clock: Clo
             CounterError,
             f"^the sum 0 .+ {COUNTER_MAX + 1} is outside",
         ),
-        (lambda bucket: bucket.update(b"k", lambda *_: b"" * (1 // 0)), ZeroDivisionError, "division"),
         (lambda bucket: bucket.set(b"k", bytes(4_000)), LimitError, r"the limit is 4000 \(memory_bytes_max\)$"),
         (lambda bucket: bucket.set_many({b"k": bytes(4_000)}), LimitError, r"the limit is 4000 \(memory_bytes_max\)$"),
     ],
@@ -103,22 +101,6 @@ def test_a_refused_write_that_found_the_last_key_expired_frees_the_bucket(
     clock.move_ms(1)
     with pytest.raises(error, match=message):
         write(bucket)
-    assert (store.bucket_names(), store.memory_bytes, store.expired_keys) == ([], 0, 1)
-    store.check()
-
-
-def test_a_first_key_that_expires_before_its_bucket_is_found_leaves_no_bucket(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Sweep between the first write of a table and its publication, as another thread may do."""
-    store = Store(clock=clock)
-
-    def sweep(*_: object) -> None:
-        clock.move_ms(1)
-        store.sweep()
-
-    monkeypatch.setattr(Table, "note_key", sweep)
-    store.bucket(b"b").set(b"k", b"v", ttl_ms=1)
     assert (store.bucket_names(), store.memory_bytes, store.expired_keys) == ([], 0, 1)
     store.check()
 
