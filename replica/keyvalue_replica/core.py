@@ -384,7 +384,7 @@ class Core:
         return Creation(self, self._sequences, handle, messages, reserve, self.now_s() + self.timeout_s)
 
     def publish_entry(
-        self, subject: bytes, entry: Entry | None, sequence: int, publication: Publication, keeps: bool = False
+        self, subject: bytes, entry: Entry | None, sequence: int, publication: Publication, keeps: bool
     ) -> None:
         """Publish a key's new entry, or its delete, if the sequence of its last message is `sequence`."""
         message = self.delete_message(subject) if entry is None else Outgoing.of(subject, entry, self.clock(), keeps)

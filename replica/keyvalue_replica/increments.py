@@ -193,7 +193,7 @@ class Increments:
                 self.ready[subject] = counter  # until the position has passed
 
     def expire(self, now_s: float) -> None:
-        """Fail the increments whose time is over. O(counters and increments that wait)."""
+        """Fail the increments whose time is over. Look at all counters, and at all increments that are published."""
         for counter in self.counters.values():
             for increment in counter.taken:
                 if increment.ends_s <= now_s and not increment.answer.done():

@@ -447,10 +447,11 @@ class Publications:
         if any(publication.began_s <= before_s for _, _, publication in acknowledged):
             self._acknowledged = deque(entry for entry in acknowledged if entry[2].began_s > before_s)
             for _, _, publication in acknowledged:
-                if publication.is_barrier and publication.began_s <= before_s:
-                    self._give_up(publication, unknown_outcome(publication, f"a change has not arrived here {late}"))
-                elif publication.began_s <= before_s:
-                    self._give_up(publication, UnknownOutcomeError(f"it is stored, but has not arrived here {late}"))
+                if publication.began_s <= before_s:
+                    error: StoreError = UnknownOutcomeError(f"it is stored, but has not arrived here {late}")
+                    if publication.is_barrier:
+                        error = unknown_outcome(publication, f"a change has not arrived here {late}")
+                    self._give_up(publication, error)
 
     def restart(self) -> None:
         """Forget which sequences are known, because the stream is read again, or another one."""
